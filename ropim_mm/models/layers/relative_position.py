@@ -1,0 +1,210 @@
+"""Relative position bias tables of BEiT-style encoders.
+
+A table has (2h-1)(2w-1) + 3 rows for a grid of h x w tokens and one column a
+head. The first rows hold the bias of every offset (query minus key), row-major
+over (dy, dx); the last three the pairs (class query, any key), (any query,
+class key) and (class, class). Layout and resizing are those of BEiT (Bao et
+al., ICLR 2022), which ROPIM and ConMIM use unchanged, for any h x w.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from scipy.interpolate import make_interp_spline
+from torch import nn
+from torch.nn import functional as F
+
+NUM_CLASS_ROWS = 3
+
+
+def table_rows(grid: tuple[int, int]) -> int:
+    """Number of rows of the table of a grid (h, w), class rows included."""
+    return (2 * grid[0] - 1) * (2 * grid[1] - 1) + NUM_CLASS_ROWS
+
+
+def relative_position_index(grid: tuple[int, int]) -> torch.Tensor:
+    """Table row of every (query, key) pair.
+
+    Args:
+        grid: (h, w).
+
+    Returns:
+        (1 + h*w, 1 + h*w) int64; token 0 is the class token.
+    """
+    h, w = grid
+    rows = table_rows(grid)
+    y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing='ij')
+    y, x = y.flatten(), x.flatten()
+    dy = y[:, None] - y[None, :] + h - 1
+    dx = x[:, None] - x[None, :] + w - 1
+    index = torch.empty(1 + h * w, 1 + h * w, dtype=torch.int64)
+    index[1:, 1:] = dy * (2 * w - 1) + dx
+    index[0, :] = rows - 3
+    index[:, 0] = rows - 2
+    index[0, 0] = rows - 1
+    return index
+
+
+def grid_of_table(
+    rows: int,
+    index: torch.Tensor | None = None,
+    expected: tuple[int, int] | None = None,
+) -> tuple[int, int]:
+    """The grid (h, w) a table was made for.
+
+    Args:
+        rows: Rows of the table.
+        index: Its ``relative_position_index`` (1 + L, 1 + L) when the file
+            has one. It settles non-square grids.
+        expected: Grid of the model, believed if its table has as many rows
+            and nothing speaks against it.
+
+    Raises:
+        ValueError: No grid, or no unambiguous one, has such a table.
+    """
+    spatial = rows - NUM_CLASS_ROWS
+    if index is not None:
+        tokens = index.shape[0] - 1
+        # (2h-1)(2w-1) = 4hw - 2(h+w) + 1 gives the sum, hw the product.
+        total, rest = divmod(4 * tokens + 1 - spatial, 2)
+        for h in range(1, tokens + 1):
+            w = total - h
+            if rest or w < 1 or h * w != tokens:
+                continue
+            # The next row's first key is 2w-1 table rows away, the next
+            # key of the same row one.
+            if h == 1 or int(index[1, 1] - index[1, 1 + w]) == 2 * w - 1:
+                return (h, w)
+        raise ValueError(
+            f'a table of {rows} rows does not belong to an index of '
+            f'{tuple(index.shape)}'
+        )
+    if expected is not None and table_rows(expected) == rows:
+        return expected
+    side = round(spatial**0.5)
+    if spatial < 1 or side * side != spatial or side % 2 == 0:
+        raise ValueError(
+            f'a relative position bias table of {rows} rows belongs to no '
+            'square grid, and the file has no relative_position_index that '
+            'says which other grid it is for'
+        )
+    return ((side + 1) // 2,) * 2
+
+
+def _source_coordinates(old: int, new: int) -> np.ndarray:
+    """Where the 2*old-1 offsets lie on the axis of 2*new-1 offsets.
+
+    The offsets 0, 1, 2, ... are placed at partial sums of a geometric series
+    1 + q + q^2 + ..., with q found by bisection so that the last of them
+    meets the largest new offset: near offsets keep their place, far ones are
+    stretched.
+    """
+    low, high = 1.01, 1.5
+    while high - low > 1e-6:
+        ratio = (low + high) / 2
+        reach = (1.0 - ratio ** (old - 1)) / (1.0 - ratio)
+        low, high = (low, ratio) if reach > new - 1 else (ratio, high)
+    steps = np.cumsum([ratio**i for i in range(old - 1)])
+    return np.concatenate([-steps[::-1], [0.0], steps])
+
+
+@lru_cache(maxsize=256)
+def _resize_axis(old: int, new: int) -> np.ndarray:
+    """Linear map (2*new-1, 2*old-1) that resizes one axis of a table.
+
+    Interpolation by a cubic spline through fixed points is linear in the
+    values, so it is a matrix, found by interpolating unit vectors. Targets
+    outside the source are clamped to its ends.
+    """
+    if old == new:
+        return np.eye(2 * old - 1)
+    if old == 1:
+        return np.ones((2 * new - 1, 1))
+    source = _source_coordinates(old, new)
+    target = np.arange(-(new - 1), new, dtype=np.float64)
+    spline = make_interp_spline(
+        source, np.eye(len(source)), k=min(3, len(source) - 1)
+    )
+    return spline(np.clip(target, source[0], source[-1]))
+
+
+def resize_table(
+    table: torch.Tensor, old: tuple[int, int], new: tuple[int, int]
+) -> torch.Tensor:
+    """Resize a table to another grid, at load time or in the middle of a run.
+
+    Differentiable in the table. In float64 inside, since two products of
+    float32 would cost more than they save on a table this small.
+
+    Args:
+        table: (rows of ``old``, heads).
+        old: Grid (h, w) of the table.
+        new: Grid (h, w) wanted.
+
+    Returns:
+        (rows of ``new``, heads), same type and device.
+    """
+    if old == new:
+        return table
+    if table.shape[0] != table_rows(old):
+        raise ValueError(
+            f'a table for a grid of {old[0]}x{old[1]} has '
+            f'{table_rows(old)} rows, this one has {table.shape[0]}'
+        )
+    spatial = table[:-NUM_CLASS_ROWS].double()
+    spatial = spatial.view(2 * old[0] - 1, 2 * old[1] - 1, -1)
+    by_row = spatial.new_tensor(_resize_axis(old[0], new[0]))
+    by_column = spatial.new_tensor(_resize_axis(old[1], new[1]))
+    resized = torch.einsum('yi,xj,ijh->yxh', by_row, by_column, spatial)
+    resized = resized.flatten(0, 1).to(table.dtype)
+    return torch.cat((resized, table[-NUM_CLASS_ROWS:]))
+
+
+class RelativePositionTable(nn.Module):
+    """The parameters of a relative position bias, names as in MMPretrain.
+
+    Mixed into a module of its own (shared by all blocks) or into an
+    attention (one table a block).
+    """
+
+    relative_position_bias_table: nn.Parameter
+    relative_position_index: torch.Tensor
+
+    def init_table(self, grid: tuple[int, int], num_heads: int) -> None:
+        """Make the table (zeros) and its index for a grid (h, w)."""
+        self.grid = grid
+        self.relative_position_bias_table = nn.Parameter(
+            torch.zeros(table_rows(grid), num_heads)
+        )
+        # Saved, since MMPretrain's BEiTViT expects it in a checkpoint.
+        self.register_buffer(
+            'relative_position_index', relative_position_index(grid)
+        )
+
+    def bias(self, grid: tuple[int, int]) -> torch.Tensor:
+        """Bias of the logits for a grid, (1, heads, 1 + L, 1 + L).
+
+        For a grid other than the one it was made for, the table is resized.
+        """
+        table, index = (
+            self.relative_position_bias_table,
+            self.relative_position_index,
+        )
+        if grid != self.grid:
+            table = resize_table(table, self.grid, grid)
+            index = relative_position_index(grid).to(table.device)
+        return F.embedding(index, table).permute(2, 0, 1).unsqueeze(0)
+
+
+class SharedRelativePositionBias(RelativePositionTable):
+    """One table for all blocks (pretraining)."""
+
+    def __init__(self, grid: tuple[int, int], num_heads: int) -> None:
+        super().__init__()
+        self.init_table(grid, num_heads)
+
+    def forward(self, grid: tuple[int, int]) -> torch.Tensor:
+        return self.bias(grid)
