@@ -120,7 +120,7 @@ def pretraining(case: Case) -> Iterator[Comparison]:
 
     inputs = a['inputs']
     samples = []
-    for buckets, signs in zip(a['sketch_hash'], a['sketch_sign']):
+    for buckets, signs in zip(a['sketch_hash'], a['sketch_sign'], strict=True):
         sample = DataSample()
         sample.set_field(buckets, 'sketch_hash')
         sample.set_field(signs, 'sketch_sign')
@@ -278,7 +278,7 @@ def _groups(
     renamed = convert_state_dict('ropim', stand_ins)
     theirs = {
         new: (groups[old]['lr_scale'], groups[old]['weight_decay'])
-        for old, new in zip(groups, renamed)
+        for old, new in zip(groups, renamed, strict=True)
     }
     yield exact(f'{key}: parameters', sorted(ours), sorted(theirs))
     for name, (scale, weight_decay) in theirs.items():

@@ -290,7 +290,7 @@ class BEiTStyleViT(PretrainedMixin, BaseBackbone):
 
     def _settings(self, arch: str | dict) -> dict:
         if isinstance(arch, str) and arch in self.arch_zoo:
-            return dict(zip(self.arch_keys, self.arch_zoo[arch]))
+            return dict(zip(self.arch_keys, self.arch_zoo[arch], strict=True))
         if isinstance(arch, dict) and set(self.arch_keys) <= set(arch):
             return dict(arch)
         raise ValueError(

@@ -25,11 +25,13 @@ def grid_of(image_size: Size, patch_size: Size) -> tuple[int, int]:
     """
     image, patch = to_pair(image_size), to_pair(patch_size)
     if image[0] % patch[0] or image[1] % patch[1]:
-        nearest = [max(1, round(i / p)) * p for i, p in zip(image, patch)]
+        rows, columns = (
+            max(1, round(i / p)) * p for i, p in zip(image, patch, strict=True)
+        )
         raise ValueError(
             f'image size {image[0]}x{image[1]} (height x width) is not a '
             f'multiple of patch_size {patch[0]}x{patch[1]}. Resize, crop or '
-            f'pad the images, for example to {nearest[0]}x{nearest[1]}, or '
+            f'pad the images, for example to {rows}x{columns}, or '
             'set `img_size` and `patch_size` of the backbone accordingly.'
         )
     return (image[0] // patch[0], image[1] // patch[1])
