@@ -1,10 +1,16 @@
 """Self-supervised pretraining of vision transformers as an OpenMMLab plugin.
 
-Importing this package registers the models, datasets and optimizers of
-``ropim_mm`` (types are written ``ropim_mm.X``).
+Importing this package checks the installed stack, adds the registries of the
+scope ``ropim_mm`` (types are written ``ropim_mm.X`` in a config) and the names
+of our models to ``mmpretrain.get_model``.
 """
 
-from . import registry
-from .version import __version__
+from . import stack
 
-__all__ = ['__version__', 'registry']
+stack.check()
+
+from . import registry  # noqa: E402
+from .resources import resource_root  # noqa: E402
+from .version import __version__  # noqa: E402
+
+__all__ = ['__version__', 'registry', 'resource_root', 'stack']
