@@ -1,0 +1,23 @@
+"""Checkpoints: read safely, loaded with a report, converted, exported."""
+
+from .coverage import CoverageError, CoverageReport, load_weights
+from .pretrained import PretrainedMixin
+from .reading import (
+    CheckpointError,
+    UntrustedCheckpointError,
+    read_checkpoint,
+    register_safe_loader,
+    trust_checkpoint,
+)
+
+__all__ = [
+    'CheckpointError',
+    'CoverageError',
+    'CoverageReport',
+    'PretrainedMixin',
+    'UntrustedCheckpointError',
+    'load_weights',
+    'read_checkpoint',
+    'register_safe_loader',
+    'trust_checkpoint',
+]
