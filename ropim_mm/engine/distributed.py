@@ -1,0 +1,354 @@
+"""Processes that train together: on GPUs with NCCL, on CPUs with gloo.
+
+MMEngine's own start-up selects a CUDA device whatever the backend, wraps the
+model for one, and forks loader workers; none of it works on a machine without
+a GPU. :func:`init_process_group` and :class:`PortableRunner` take its place,
+and leave the config as it is: the same file runs on both.
+"""
+
+import datetime
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from mmengine.device import get_device
+from mmengine.model import is_model_wrapper, revert_sync_batchnorm
+from mmengine.registry import MODEL_WRAPPERS
+from mmengine.runner import Runner
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ropim_mm.checkpoints.reading import CheckpointError
+from ropim_mm.registry import RUNNERS
+
+LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+
+# Where each launcher says rank, number of processes and rank on the machine;
+# several names where implementations differ.
+_VARIABLES = {
+    'pytorch': (('RANK',), ('WORLD_SIZE',), ('LOCAL_RANK',)),
+    'slurm': (('SLURM_PROCID',), ('SLURM_NTASKS',), ('SLURM_LOCALID',)),
+    'mpi': (
+        ('OMPI_COMM_WORLD_RANK', 'PMI_RANK'),
+        ('OMPI_COMM_WORLD_SIZE', 'PMI_SIZE'),
+        ('OMPI_COMM_WORLD_LOCAL_RANK', 'MPI_LOCALRANKID'),
+    ),
+}
+_STARTED_BY = {
+    'pytorch': 'tools/dist_train.sh (torchrun)',
+    'slurm': 'tools/slurm_train.sh (srun)',
+    'mpi': 'mpirun',
+}
+
+
+class LaunchError(Exception):
+    """A run cannot start as asked; the message says what to change."""
+
+
+def process_environment(
+    launcher: str, environ: Mapping[str, str] = os.environ
+) -> dict[str, str]:
+    """What ``torch.distributed`` needs to know, from any launcher.
+
+    Args:
+        launcher (str): ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
+        environ (Mapping): The variables that the launcher has set. A
+            ``MASTER_ADDR`` and ``MASTER_PORT`` that are there are kept.
+
+    Returns:
+        dict[str, str]: ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``,
+        ``MASTER_ADDR`` and ``MASTER_PORT``.
+
+    Raises:
+        LaunchError: If a variable is missing.
+    """
+    if launcher not in _VARIABLES:
+        raise LaunchError(
+            f'--launcher {launcher}: expected one of {", ".join(LAUNCHERS)}'
+        )
+    result = {}
+    keys = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK')
+    for key, names in zip(keys, _VARIABLES[launcher], strict=True):
+        found = [environ[name] for name in names if name in environ]
+        if not found:
+            raise LaunchError(
+                f'--launcher {launcher}: {" or ".join(names)} is not in the '
+                f'environment; start with {_STARTED_BY[launcher]}, or use '
+                '--launcher none for one process'
+            )
+        result[key] = found[0]
+    result['MASTER_ADDR'] = environ.get('MASTER_ADDR') or _master(
+        launcher, environ, result
+    )
+    result['MASTER_PORT'] = environ.get('MASTER_PORT') or _port(environ)
+    return result
+
+
+def _master(
+    launcher: str, environ: Mapping[str, str], process: dict[str, str]
+) -> str:
+    if launcher == 'slurm':
+        nodes = environ.get('SLURM_STEP_NODELIST') or environ.get(
+            'SLURM_NODELIST'
+        )
+        if nodes:
+            return first_host(nodes)
+    local_size = environ.get('OMPI_COMM_WORLD_LOCAL_SIZE') or environ.get(
+        'MPI_LOCALNRANKS'
+    )
+    if launcher == 'mpi' and local_size == process['WORLD_SIZE']:
+        return '127.0.0.1'
+    raise LaunchError(
+        f'--launcher {launcher}: set MASTER_ADDR to the name of the first '
+        'machine; the environment does not tell it'
+    )
+
+
+def first_host(nodes: str) -> str:
+    """First machine of a Slurm node list such as ``'gpu[03-05],gpu9'``.
+
+    Raises:
+        LaunchError: If the list must be expanded and ``scontrol`` fails.
+    """
+    if '[' not in nodes:
+        return nodes.split(',')[0]
+    if shutil.which('scontrol') is None:
+        raise LaunchError(
+            f'--launcher slurm: cannot expand the node list {nodes}, '
+            'scontrol is not on PATH; set MASTER_ADDR to the first machine'
+        )
+    done = subprocess.run(
+        ['scontrol', 'show', 'hostnames', nodes],
+        capture_output=True,
+        text=True,
+    )
+    hosts = done.stdout.split()
+    if done.returncode or not hosts:
+        raise LaunchError(
+            f'--launcher slurm: scontrol show hostnames {nodes} failed: '
+            f'{done.stderr.strip()}; set MASTER_ADDR to the first machine'
+        )
+    return hosts[0]
+
+
+def _port(environ: Mapping[str, str]) -> str:
+    # Two jobs may share a machine; all processes of one agree on its number.
+    job = environ.get('SLURM_JOB_ID', '')
+    return str(20000 + int(job) % 10000) if job.isdigit() else '29500'
+
+
+def init_process_group(
+    launcher: str,
+    backend: str | None = None,
+    timeout: float | None = None,
+    port: int | None = None,
+    **kwargs,
+) -> None:
+    """Join the other processes; nothing to do if that has happened.
+
+    Args:
+        launcher (str): ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
+        backend (str, optional): Used where there is a GPU (default
+            ``'nccl'``); without one it is always ``'gloo'``.
+        timeout (float, optional): Seconds after which a process that waits
+            for the others gives up.
+        port (int, optional): Of the first machine, instead of
+            ``MASTER_PORT``.
+        **kwargs: For ``torch.distributed.init_process_group``.
+
+    Raises:
+        LaunchError: If the environment does not describe the processes, or
+            this one has no GPU while others have.
+    """
+    if dist.is_initialized():
+        return
+    os.environ.update(process_environment(launcher))
+    if port is not None:
+        os.environ['MASTER_PORT'] = str(port)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(_cuda_index(launcher))
+        backend = backend or 'nccl'
+    else:
+        backend = 'gloo'
+    if timeout is not None:
+        kwargs['timeout'] = datetime.timedelta(seconds=timeout)
+    dist.init_process_group(backend, **kwargs)
+
+
+def _cuda_index(launcher: str) -> int:
+    """This process's GPU; where each is shown only its own, the first."""
+    local_rank, count = (
+        int(os.environ['LOCAL_RANK']),
+        torch.cuda.device_count(),
+    )
+    if local_rank < count:
+        return local_rank
+    if launcher != 'pytorch' and count == 1:
+        os.environ['LOCAL_RANK'] = '0'  # MMEngine wraps the model for it
+        return 0
+    raise LaunchError(
+        f'process {local_rank} of this machine has no GPU: {count} visible; '
+        'start fewer processes, or hide all GPUs to train on the CPU '
+        '(CUDA_VISIBLE_DEVICES=-1)'
+    )
+
+
+@contextmanager
+def process_group(launcher: str, dist_cfg: dict | None) -> Iterator[None]:
+    """Be one of the processes of ``launcher`` within the ``with`` block.
+
+    A process that fails leaves at once, without waiting for the others: they
+    may be waiting for it.
+
+    Args:
+        launcher (str): One of :data:`LAUNCHERS`.
+        dist_cfg (dict, optional): ``env_cfg.dist_cfg`` of the config.
+    """
+    if launcher == 'none':
+        yield
+        return
+    init_process_group(launcher, **(dist_cfg or {}))
+    yield
+    # Without the barrier, a process that leaves early takes down those that
+    # still talk to it.
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def world_size() -> int:
+    """Number of processes; 1 outside a process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def adapt_dataloader(cfg: dict) -> dict:
+    """Loader settings that hold on this machine.
+
+    Workers persist and memory is pinned unless the config says no, where
+    there are workers and a GPU; PyTorch refuses or warns where not.
+
+    Args:
+        cfg (dict): Config of a data loader; left as it is.
+
+    Returns:
+        dict: A copy with ``persistent_workers`` and ``pin_memory`` set.
+    """
+    cfg = dict(cfg)
+    workers = cfg.get('num_workers', 0) > 0
+    cfg['persistent_workers'] = workers and cfg.get('persistent_workers', True)
+    cfg['pin_memory'] = torch.cuda.is_available() and cfg.get(
+        'pin_memory', True
+    )
+    if not workers:
+        cfg.pop('prefetch_factor', None)
+    return cfg
+
+
+@RUNNERS.register_module()
+class PortableRunner(Runner):
+    """MMEngine's runner for machines with and without GPUs.
+
+    On CPUs, processes talk through gloo, batch norms are not synchronised
+    (PyTorch has no such layer for CPUs) and loader workers are spawned: forked
+    ones may inherit a lock that a gloo thread holds, and hang.
+
+    Attributes:
+        strict_loading (bool): Whether a loaded checkpoint must fit the model
+            exactly; by default MMEngine only warns. Testing sets it.
+    """
+
+    strict_loading = False
+
+    def setup_env(self, env_cfg: dict) -> None:
+        """Join the process group before MMEngine would."""
+        if self.distributed:
+            init_process_group(self.launcher, **env_cfg.get('dist_cfg', {}))
+            if dist.get_backend() == 'gloo':
+                mp_cfg = dict(
+                    env_cfg.get('mp_cfg', {}), mp_start_method='spawn'
+                )
+                env_cfg = dict(env_cfg, mp_cfg=mp_cfg)
+        super().setup_env(env_cfg)
+
+    def wrap_model(
+        self, model_wrapper_cfg: dict | None, model: nn.Module
+    ) -> nn.Module:
+        """Wrap for distributed training, on CPUs without a device index."""
+        if (
+            not self.distributed
+            or get_device() != 'cpu'
+            or is_model_wrapper(model)
+        ):
+            return super().wrap_model(model_wrapper_cfg, model)
+        cfg = model_wrapper_cfg or dict(
+            type='MMDistributedDataParallel',
+            broadcast_buffers=False,
+            find_unused_parameters=self.cfg.get(
+                'find_unused_parameters', False
+            ),
+        )
+        return MODEL_WRAPPERS.build(
+            dict(cfg, device_ids=None),
+            default_args=dict(
+                type='MMDistributedDataParallel',
+                module=revert_sync_batchnorm(model),
+            ),
+        )
+
+    @staticmethod
+    def build_dataloader(
+        dataloader: DataLoader | dict,
+        seed: int | None = None,
+        diff_rank_seed: bool = False,
+    ) -> DataLoader:
+        """Build with the settings of :func:`adapt_dataloader`."""
+        if isinstance(dataloader, dict):
+            dataloader = adapt_dataloader(dataloader)
+        return Runner.build_dataloader(dataloader, seed, diff_rank_seed)
+
+    def register_default_hooks(self, hooks: dict | None = None) -> None:
+        """Add MMEngine's default hooks, the deferred logger among them."""
+        default = dict(
+            runtime_info=dict(type='ropim_mm.DeferredRuntimeInfoHook')
+        )
+        super().register_default_hooks({**default, **(hooks or {})})
+
+    def resume(
+        self,
+        filename: str,
+        resume_optimizer: bool = True,
+        resume_param_scheduler: bool = True,
+        map_location: str | Callable = 'cpu',
+    ) -> None:
+        """Resume, with the file's tensors read to the host.
+
+        MMEngine reads them to the GPU, where they double the memory of the
+        model and the optimizer until the first step.
+        """
+        super().resume(
+            filename, resume_optimizer, resume_param_scheduler, map_location
+        )
+
+    def load_checkpoint(self, filename: str, *args, **kwargs) -> dict:
+        """Load weights as MMEngine does.
+
+        Raises:
+            CheckpointError: If :attr:`strict_loading` and the names or shapes
+                of the file are not those of the model.
+        """
+        if not self.strict_loading:
+            return super().load_checkpoint(filename, *args, **kwargs)
+        try:
+            return super().load_checkpoint(
+                filename, *args, **{**kwargs, 'strict': True}
+            )
+        except RuntimeError as error:
+            if 'do not match exactly' not in str(error):
+                raise
+            raise CheckpointError(
+                f'{filename} is not a checkpoint of the model in '
+                f'{self.cfg.filename}: {error}'
+            ) from error
