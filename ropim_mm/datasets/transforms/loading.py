@@ -1,0 +1,185 @@
+"""From a file, or bytes out of an archive, to pixels."""
+
+from __future__ import annotations
+
+import io
+import logging
+
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform
+from mmengine import fileio
+from mmengine.logging import print_log
+from PIL import Image, UnidentifiedImageError
+from torch.utils.data import get_worker_info
+
+from ropim_mm.registry import TRANSFORMS
+
+# What stands an image upright, by the value of its EXIF orientation.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION_TAG = 0x0112
+# One counter a worker, so that no two processes write to the same one.
+_COUNTERS = 256
+
+
+class UnreadableImageError(RuntimeError):
+    """An image of a dataset cannot be read; the message says which and why."""
+
+
+def decode_image(data: bytes) -> np.ndarray:
+    """Decode an encoded image to colour.
+
+    Pillow decodes, since it refuses a truncated file (OpenCV fills the rest
+    with grey). The first frame of an animation is taken, EXIF orientation is
+    applied, grayscale, palette and CMYK images become colour, transparency is
+    dropped and 16 bits a channel are reduced to their upper 8.
+
+    Args:
+        data: The content of an image file, in any format Pillow reads.
+
+    Returns:
+        (H, W, 3) uint8 in the order blue, green, red, as MMPretrain's
+        pipelines expect.
+
+    Raises:
+        ValueError: The data are no image, or pixels of a type whose range is
+            not known (32-bit).
+        Exception: Whatever Pillow raises for damaged data.
+    """
+    if not data:
+        raise ValueError('the file is empty (0 bytes)')
+    try:
+        img = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:
+        raise ValueError(
+            f'not an image in a format that Pillow reads ({len(data)} bytes, '
+            f'beginning with {data[:8]!r})'
+        ) from None
+    img.load()
+    img = _stand_upright(img)
+    if img.mode.startswith('I'):
+        array = np.asarray(img)
+        if array.min() < 0 or array.max() > 65535:
+            raise ValueError(
+                f'grey values from {array.min()} to {array.max()}; expected '
+                '8 or 16 bits a pixel'
+            )
+        array = (array >> 8).astype(np.uint8)
+        return np.repeat(array[..., None], 3, axis=2)
+    if img.mode == 'F':
+        raise ValueError(
+            'grey values in floating point, of unknown range; expected 8 or '
+            '16 bits a pixel'
+        )
+    # A view is enough: the crop that follows copies what it needs.
+    return np.asarray(img.convert('RGB'))[..., ::-1]
+
+
+def _stand_upright(img: Image.Image) -> Image.Image:
+    try:
+        orientation = img.getexif().get(_ORIENTATION_TAG)
+    except Exception:  # a damaged EXIF block says nothing about the pixels
+        return img
+    if orientation in _UPRIGHT:
+        img = img.transpose(_UPRIGHT[orientation])
+    return img
+
+
+@TRANSFORMS.register_module()
+class LoadImage(BaseTransform):
+    """Load an image from a file or an archive, with a policy for broken ones.
+
+    **Required keys:**
+
+    - img_path (str): the file, or a name for messages where the next key is
+      given
+    - img_source (Callable[[], bytes], optional): gives the encoded image, for
+      datasets that keep images in an archive; removed
+
+    **Added keys:**
+
+    - img: (H, W, 3) uint8, blue, green, red
+    - img_shape, ori_shape: (H, W)
+
+    Args:
+        on_error: ``'raise'`` stops at an image that cannot be read and says
+            which and why. ``'skip'`` writes the same to the log as a warning,
+            counts it (:attr:`num_skipped`) and lets the dataset take another
+            sample at random. Only for training: a dataset in ``test_mode``
+            must not lose samples, and stops.
+        backend_args: Storage backend of :func:`mmengine.fileio.get`.
+
+    Raises:
+        UnreadableImageError: by :meth:`transform`, under ``'raise'``.
+    """
+
+    def __init__(
+        self, on_error: str = 'raise', backend_args: dict | None = None
+    ) -> None:
+        if on_error not in ('raise', 'skip'):
+            raise ValueError(
+                f"LoadImage: on_error is {on_error!r}; expected 'raise' or "
+                "'skip'"
+            )
+        self.on_error = on_error
+        self.backend_args = backend_args
+        self._named: set[str] = set()
+        # In shared memory: loader workers count, the main process reads.
+        self._skipped = torch.zeros(
+            _COUNTERS, dtype=torch.int64
+        ).share_memory_()
+
+    @property
+    def num_skipped(self) -> int:
+        """Images skipped so far, by all loader workers together."""
+        return int(self._skipped.sum())
+
+    def transform(self, results: dict) -> dict | None:
+        """Add the pixels; None asks the dataset for another sample."""
+        path = results['img_path']
+        source = results.pop('img_source', None)
+        try:
+            if source is None:
+                data = fileio.get(path, backend_args=self.backend_args)
+            else:
+                data = source()
+            img = decode_image(data)
+        except Exception as error:
+            reason = str(error) or type(error).__name__
+            if self.on_error == 'skip':
+                self._skip(path, reason)
+                return None
+            raise UnreadableImageError(
+                f'cannot read image {path}: {reason}. Repair or remove it, or '
+                "set on_error='skip' in LoadImage to train without it"
+            ) from error
+        results['img'] = img
+        results['img_shape'] = img.shape[:2]
+        results['ori_shape'] = img.shape[:2]
+        return results
+
+    def _skip(self, path: str, reason: str) -> None:
+        worker = get_worker_info()
+        self._skipped[worker.id % _COUNTERS if worker else 0] += 1
+        if path not in self._named:  # not again in every epoch
+            self._named.add(path)
+            print_log(
+                f'skipped unreadable image {path}: {reason}. Another sample '
+                f'takes its place; {self.num_skipped} skipped so far',
+                logger='current',
+                level=logging.WARNING,
+            )
+
+    def __repr__(self) -> str:
+        return (
+            f'{type(self).__name__}(on_error={self.on_error!r}, '
+            f'backend_args={self.backend_args})'
+        )
