@@ -1,7 +1,8 @@
 """Self-supervised pretraining of vision transformers as an OpenMMLab plugin.
 
 Importing this package checks the installed stack, adds the registries of the
-scope ``ropim_mm`` (types are written ``ropim_mm.X`` in a config) and the names
+scope ``ropim_mm`` (types are written ``ropim_mm.X`` in a config), makes
+MMEngine read checkpoints without running code from them, and adds the names
 of our models to ``mmpretrain.get_model``.
 """
 
@@ -10,7 +11,10 @@ from . import stack
 stack.check()
 
 from . import registry  # noqa: E402
+from .checkpoints import register_safe_loader  # noqa: E402
 from .resources import resource_root  # noqa: E402
 from .version import __version__  # noqa: E402
+
+register_safe_loader()
 
 __all__ = ['__version__', 'registry', 'resource_root', 'stack']
