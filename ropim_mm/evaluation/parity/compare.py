@@ -17,7 +17,8 @@ class Comparison:
     Attributes:
         name: What was compared.
         abs_error: Largest absolute error.
-        rel_error: Largest error relative to the reference's element.
+        rel_error: Largest error relative to the reference (its element, or
+            its largest element where ``note`` says so).
         excess: Largest error as a share of what is tolerated; at most 1 is
             within tolerance. Infinite where the comparison is impossible.
         note: Why it is compared as it is, or what is wrong.
@@ -43,25 +44,49 @@ def close(
     floor: float = FLOOR,
     note: str = '',
 ) -> Comparison:
-    """Element by element: |ours - ref| <= max(floor, relative * |ref|)."""
+    """Element by element: |ours - ref| <= floor + relative * |ref|."""
+    return _compare(name, ours, reference, relative, floor, False, note)
+
+
+def close_in_scale(
+    name: str, ours: torch.Tensor, reference: torch.Tensor
+) -> Comparison:
+    """As :func:`close`, relative to the largest element of the reference.
+
+    For activations: an element near zero is the difference of products
+    hundreds of times its size, and both sides carry the float32 rounding of
+    those, in an order of summation that depends on the machine.
+    """
+    note = 'relative to the largest element: small ones are differences'
+    return _compare(name, ours, reference, RELATIVE, FLOOR, True, note)
+
+
+def _compare(
+    name: str,
+    ours: torch.Tensor,
+    reference: torch.Tensor,
+    relative: float,
+    floor: float,
+    in_scale: bool,
+    note: str,
+) -> Comparison:
     ours, reference = ours.detach().double(), reference.double()
     if ours.shape != reference.shape:
-        return Comparison(
-            name,
-            float('inf'),
-            float('inf'),
-            float('inf'),
-            f'shape {tuple(ours.shape)}, reference {tuple(reference.shape)}',
-        )
+        bad = float('inf')
+        shapes = f'shape {tuple(ours.shape)} != {tuple(reference.shape)}'
+        return Comparison(name, bad, bad, bad, shapes)
     if not ours.numel():
         return Comparison(name, 0.0, 0.0, 0.0, note)
-    error = (ours - reference).abs()
-    size = reference.abs()
-    allowed = (relative * size).clamp(min=floor)
-    above = size > floor
-    rel = (error / size)[above].max().item() if above.any() else 0.0
+    error, size = (ours - reference).abs(), reference.abs()
+    if in_scale:
+        size = size.max().expand_as(size)
+    rel = (error / size.clamp(min=1e-30))[size > 0]
     return Comparison(
-        name, error.max().item(), rel, (error / allowed).max().item(), note
+        name,
+        error.max().item(),
+        rel.max().item() if rel.numel() else 0.0,
+        (error / (floor + relative * size).clamp(min=1e-300)).max().item(),
+        note,
     )
 
 

@@ -17,7 +17,7 @@ from ...models import ROPIM
 from ...models.layers import make_sketch, num_buckets, sample_sketch
 from ...registry import PARAM_SCHEDULERS
 from .cases import Case
-from .compare import Comparison, close, exact
+from .compare import Comparison, close, close_in_scale, exact
 
 
 def run(case: Case) -> Iterator[Comparison]:
@@ -151,11 +151,15 @@ def pretraining(case: Case) -> Iterator[Comparison]:
     grid = model.backbone.patch_resolution
     feature_map = seen['tokens'][:, 1:].transpose(1, 2).unflatten(2, grid)
     size = tuple(inputs.shape[2:])
-    yield close('patch_tokens', seen['patch_tokens'], a['patch_tokens'])
-    yield close('block0_input', seen['block0_input'], a['block0_input'])
-    yield close('feature_map', feature_map, a['feature_map'])
+    yield close_in_scale(
+        'patch_tokens', seen['patch_tokens'], a['patch_tokens']
+    )
+    yield close_in_scale(
+        'block0_input', seen['block0_input'], a['block0_input']
+    )
+    yield close_in_scale('feature_map', feature_map, a['feature_map'])
     image = model.to_image(seen['pred'], size)
-    yield close('reconstruction', image, a['reconstruction'])
+    yield close_in_scale('reconstruction', image, a['reconstruction'])
     residual = model.head.residual(seen['pred'], inputs)
     _, removed = model.projections(inputs, samples)
     optional = dict(
@@ -164,7 +168,7 @@ def pretraining(case: Case) -> Iterator[Comparison]:
     )
     for name, value in optional.items():
         if name in a:
-            yield close(name, value, a[name])
+            yield close_in_scale(name, value, a[name])
     yield close('loss', loss, a['loss'])
     yield close('loss in manifest', loss, torch.tensor(info['loss']))
     yield from check_gradients(case, model)
@@ -235,8 +239,8 @@ def fine_tuning(case: Case) -> Iterator[Comparison]:
     log_probs = logits.log_softmax(-1)
     loss = -(a['soft_targets'] * log_probs).sum(-1).mean()
     loss.backward()
-    yield close('first_block', seen['first_block'], a['first_block'])
-    yield close('last_block', seen['last_block'], a['last_block'])
+    yield close_in_scale('first_block', seen['first_block'], a['first_block'])
+    yield close_in_scale('last_block', seen['last_block'], a['last_block'])
     yield close('features', features, a['features'])
     yield close('logits', logits, a['logits'])
     yield close('loss', loss, a['loss'])
@@ -309,17 +313,20 @@ def schedule(case: Case) -> Iterator[Comparison]:
     ours = learning_rates(config, scales.tolist())
 
     # What the released curve was made of, recovered from the curve.
-    late = torch.arange(warm + 1, total, dtype=torch.float64) - 1
-    phase = (1 + torch.cos(torch.pi * late / total)) / 2
-    design = torch.stack((phase, 1 - phase), dim=1)
-    peak, end = torch.linalg.lstsq(design, curve[warm + 1 :]).solution
+    late = torch.arange(warm, total - 1, dtype=torch.float64) / total
+    peak, end = _cosine_ends(late, curve[warm + 1 :])
+    start = torch.arange(total - warm, dtype=torch.float64) / (total - warm)
+    our_peak, our_end = _cosine_ends(start, ours[warm:])
     slope = curve[2] - curve[1]
     steps = (peak - curve[0]) / slope
 
     tight = dict(relative=1e-9, floor=0.0)
     yield close('peak', ours.max(0).values, peak, **tight)
-    yield close('peak of the config', peak, config['base_lr'] * scales)
-    yield close('end value', ours[-1], end, **tight)
+    yield close('peak of the cosine', our_peak, peak, **tight)
+    yield close(
+        'peak of the config', peak, config['base_lr'] * scales, **tight
+    )
+    yield close('end value', our_end, end, **tight)
     rising = (ours.diff(dim=0) > 0).all(1)
     length = int(rising.long().cumprod(0).sum()) + 1
     yield exact('warm-up iterations', length, warm)
@@ -329,7 +336,7 @@ def schedule(case: Case) -> Iterator[Comparison]:
         torch.full_like(steps, float(warm)),
         **tight,
     )
-    deviation = (ours[:total] - curve).abs().max().item()
+    deviation = (ours - curve).abs().max().item()
     relative = deviation / curve.max().item()
     yield Comparison(
         'learning rate curve',
@@ -341,6 +348,24 @@ def schedule(case: Case) -> Iterator[Comparison]:
     )
 
 
+def _cosine_ends(
+    time: torch.Tensor, rates: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where a half cosine comes from and goes to, from points on it.
+
+    Args:
+        time: (n,) in [0, 1): 0 is the start, 1 the end.
+        rates: (n, groups).
+
+    Returns:
+        Start and end value of each group.
+    """
+    phase = (1 + torch.cos(torch.pi * time)) / 2
+    design = torch.stack((phase, 1 - phase), dim=1)
+    start, end = torch.linalg.lstsq(design, rates).solution
+    return start, end
+
+
 def learning_rates(config: dict, scales: list[float]) -> torch.Tensor:
     """Our rates for a released schedule.
 
@@ -350,8 +375,7 @@ def learning_rates(config: dict, scales: list[float]) -> torch.Tensor:
         scales: Factor of each parameter group.
 
     Returns:
-        (iterations + 1, groups) float64: the rate of every iteration, and
-        the value in force after the last.
+        (iterations, groups) float64: the rate in force at every iteration.
     """
     base, epochs = config['base_lr'], config['epochs']
     warm, per_epoch = config['warmup_epochs'], config['iters_per_epoch']
@@ -387,7 +411,7 @@ def learning_rates(config: dict, scales: list[float]) -> torch.Tensor:
         for cfg in configs
     ]
     rates = []
-    for _ in range(epochs * per_epoch + 1):
+    for _ in range(epochs * per_epoch):
         rates.append([g['lr'] for g in optimizer.param_groups])
         optimizer.step()
         for scheduler in schedulers:
