@@ -1,0 +1,3 @@
+_base_ = './imagenet_bs128_ropim.py'
+
+train_dataloader = dict(dataset=dict(data_root='data/imagenet100/'))

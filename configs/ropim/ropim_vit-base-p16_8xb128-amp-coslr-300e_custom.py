@@ -1,0 +1,7 @@
+# Your own images: --cfg-options train_dataloader.dataset.data_root=FOLDER
+_base_ = [
+    '../_base_/models/ropim.py',
+    '../_base_/datasets/custom_bs128_ropim.py',
+    '../_base_/schedules/ropim_bs1024_300e.py',
+    '../_base_/default_runtime.py',
+]

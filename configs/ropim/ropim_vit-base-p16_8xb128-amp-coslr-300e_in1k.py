@@ -1,0 +1,6 @@
+_base_ = [
+    '../_base_/models/ropim.py',
+    '../_base_/datasets/imagenet_bs128_ropim.py',
+    '../_base_/schedules/ropim_bs1024_300e.py',
+    '../_base_/default_runtime.py',
+]

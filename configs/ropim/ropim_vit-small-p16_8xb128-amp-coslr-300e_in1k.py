@@ -1,0 +1,3 @@
+_base_ = './ropim_vit-base-p16_8xb128-amp-coslr-300e_in1k.py'
+
+model = dict(backbone=dict(arch='small'), neck=dict(embed_dims=384))
