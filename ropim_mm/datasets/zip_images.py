@@ -154,10 +154,9 @@ class ImageZip(BaseDataset):
     ``gt_label``. ``ropim_mm.LoadImage`` decodes them.
 
     Args:
-        zip_file: The archive, relative to ``data_root``.
+        zip_file: Path of the archive.
         prefix: Folder inside the archive, such as ``'train'``; '' for all.
         with_label: Whether folders are classes.
-        data_root: Folder of ``zip_file``.
         extensions: Endings of image files, in lower case; others are ignored.
         **kwargs: ``pipeline``, ``metainfo``, ``classes``, ``indices``,
             ``test_mode``, ``lazy_init`` and the rest of MMPretrain's
@@ -174,16 +173,14 @@ class ImageZip(BaseDataset):
         zip_file: str,
         prefix: str = '',
         with_label: bool = True,
-        data_root: str = '',
         extensions: Sequence[str] = IMG_EXTENSIONS,
         **kwargs,
     ) -> None:
-        path = os.path.join(data_root, os.path.expanduser(zip_file))
-        self.reader = ZipReader(path)
+        self.reader = ZipReader(os.path.expanduser(zip_file))
         self.prefix = prefix.strip('/')
         self.with_label = with_label
         self.extensions = tuple(extensions)
-        super().__init__(ann_file='', data_root=data_root, **kwargs)
+        super().__init__(ann_file='', **kwargs)
 
     def load_data_list(self) -> list[dict]:
         """One entry an image, sorted by name."""
