@@ -12,9 +12,10 @@ stack.check()
 
 from . import registry  # noqa: E402
 from .checkpoints import register_safe_loader  # noqa: E402
-from .resources import resource_root  # noqa: E402
+from .resources import register_model_index, resource_root  # noqa: E402
 from .version import __version__  # noqa: E402
 
 register_safe_loader()
+register_model_index()
 
 __all__ = ['__version__', 'registry', 'resource_root', 'stack']

@@ -32,4 +32,5 @@ def register_model_index() -> None:
     """
     from mmpretrain.apis.model import ModelHub
 
-    ModelHub.register_model_index(resource_root() / 'model-index.yml')
+    root = resource_root()
+    ModelHub.register_model_index(root / 'model-index.yml', config_prefix=root)
