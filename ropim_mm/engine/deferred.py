@@ -77,7 +77,7 @@ class DeferredBuffer(HistoryBuffer):
     def __reduce_ex__(self, protocol: int) -> tuple:
         plain = HistoryBuffer(max_length=self.max_length)
         plain._log_history, plain._count_history = self.data
-        return plain.__reduce_ex__(protocol)
+        return HistoryBuffer, (), plain.__getstate__()
 
 
 def defer_scalar(hub: MessageHub, key: str, value: torch.Tensor) -> None:

@@ -22,7 +22,6 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from ropim_mm import stack
 from ropim_mm.checkpoints.reading import (
     CheckpointError,
-    register_safe_loader,
     trust_checkpoint,
 )
 
@@ -75,7 +74,6 @@ def load_config(path: str, options: dict | None = None) -> Config:
         raise LaunchError(
             f'config file {path} not found (current folder {os.getcwd()})'
         )
-    register_safe_loader()
     try:
         cfg = Config.fromfile(path)
     except FileNotFoundError as error:
@@ -197,9 +195,6 @@ def prepare_test(
         _show_predictions(cfg, os.path.abspath(show_dir))
     if tta:
         _use_tta(cfg)
-    # Weights come from the checkpoint alone; a pretraining file that the
-    # config also names may be gone by now.
-    _drop_pretrained(cfg.model)
 
 
 def train(cfg: Config, notes: Sequence[str] = ()) -> None:
@@ -424,7 +419,7 @@ def _check_dataset(dataset: object, field: str, registry: Registry) -> None:
     if _downloads(dataset, registry):
         return
     root = dataset.get('data_root') or ''
-    paths = {'data_root': root}
+    paths = {'data_root': root, 'zip_file': dataset.get('zip_file')}
     if not os.path.isfile(root):  # an archive has its own folders
         prefix = dataset.get('data_prefix')
         if not isinstance(prefix, dict):
@@ -435,7 +430,8 @@ def _check_dataset(dataset: object, field: str, registry: Registry) -> None:
     for name, path in paths.items():
         if not isinstance(path, str) or not path:
             continue
-        full = path if name == 'data_root' else os.path.join(root, path)
+        in_root = name not in ('data_root', 'zip_file')
+        full = os.path.join(root, path) if in_root else path
         if ':' in full or os.path.exists(full):  # `s3:`, `http:`, ...
             continue
         raise LaunchError(
@@ -496,17 +492,6 @@ def _pretrained(node: object) -> Iterator[dict]:
     if isinstance(node, (list, tuple)):
         for child in node:
             yield from _pretrained(child)
-
-
-def _drop_pretrained(node: object) -> None:
-    if isinstance(node, dict):
-        init_cfg = node.get('init_cfg')
-        if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
-            node['init_cfg'] = None
-        node = list(node.values())
-    if isinstance(node, (list, tuple)):
-        for child in node:
-            _drop_pretrained(child)
 
 
 def _show_predictions(cfg: Config, folder: str) -> None:
