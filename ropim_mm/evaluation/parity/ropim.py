@@ -317,8 +317,6 @@ def schedule(case: Case) -> Iterator[Comparison]:
     peak, end = _cosine_ends(late, curve[warm + 1 :])
     start = torch.arange(total - warm, dtype=torch.float64) / (total - warm)
     our_peak, our_end = _cosine_ends(start, ours[warm:])
-    slope = curve[2] - curve[1]
-    steps = (peak - curve[0]) / slope
 
     tight = dict(relative=1e-9, floor=0.0)
     yield close('peak', ours.max(0).values, peak, **tight)
@@ -327,15 +325,18 @@ def schedule(case: Case) -> Iterator[Comparison]:
         'peak of the config', peak, config['base_lr'] * scales, **tight
     )
     yield close('end value', our_end, end, **tight)
-    rising = (ours.diff(dim=0) > 0).all(1)
-    length = int(rising.long().cumprod(0).sum()) + 1
-    yield exact('warm-up iterations', length, warm)
-    yield close(
-        'warm-up iterations of the released curve',
-        steps,
-        torch.full_like(steps, float(warm)),
-        **tight,
-    )
+    if warm:
+        rising = (ours.diff(dim=0) > 0).all(1)
+        length = int(rising.long().cumprod(0).sum()) + 1
+        yield exact('warm-up iterations', length, warm)
+        # Its first two iterations both run at the start value.
+        steps = (peak - curve[0]) / (curve[2] - curve[1])
+        yield close(
+            'warm-up iterations of the released curve',
+            steps,
+            torch.full_like(steps, float(warm)),
+            **tight,
+        )
     deviation = (ours - curve).abs().max().item()
     relative = deviation / curve.max().item()
     yield Comparison(
@@ -408,7 +409,7 @@ def learning_rates(config: dict, scales: list[float]) -> torch.Tensor:
                 optimizer=optimizer,
             )
         )
-        for cfg in configs
+        for cfg in (configs if warm else configs[1:])
     ]
     rates = []
     for _ in range(epochs * per_epoch):

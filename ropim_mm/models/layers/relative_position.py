@@ -70,14 +70,18 @@ def grid_of_table(
         tokens = index.shape[0] - 1
         # (2h-1)(2w-1) = 4hw - 2(h+w) + 1 gives the sum, hw the product.
         total, rest = divmod(4 * tokens + 1 - spatial, 2)
-        for h in range(1, tokens + 1):
-            w = total - h
-            if rest or w < 1 or h * w != tokens:
-                continue
-            # The next row's first key is 2w-1 table rows away, the next
-            # key of the same row one.
-            if h == 1 or int(index[1, 1] - index[1, 1 + w]) == 2 * w - 1:
-                return (h, w)
+        sides = [(h, total - h) for h in range(1, total)]
+        # The next row's first key is 2w-1 table rows away. A single row and
+        # a single column of tokens look the same: the model's grid decides.
+        grids = [
+            (h, w)
+            for h, w in sides
+            if not rest
+            and h * w == tokens
+            and (1 in (h, w) or index[1, 1] - index[1, 1 + w] == 2 * w - 1)
+        ]
+        if grids:
+            return expected if expected in grids else grids[0]
         raise ValueError(
             f'a table of {rows} rows does not belong to an index of '
             f'{tuple(index.shape)}'
