@@ -32,6 +32,15 @@ TABLE = 'relative_position_bias_table'
 INDEX = 'relative_position_index'
 
 
+def _cut_normal_(tensor: torch.Tensor, std: float, cut: float) -> None:
+    # trunc_normal_ inverts the distribution function in float32: cut far out
+    # in the tails, one weight in 2^24 lands on the cut itself, 100 std away.
+    if cut > 6 * std:
+        nn.init.normal_(tensor, std=std)
+    else:
+        trunc_normal_(tensor, std=std, a=-cut, b=cut)
+
+
 class FeedForward(nn.Module):
     """Two linear layers with GELU between, names as MMCV's ``FFN``."""
 
@@ -316,12 +325,12 @@ class BEiTStyleViT(PretrainedMixin, BaseBackbone):
         with torch.no_grad():
             for module in self.modules():
                 if isinstance(module, (nn.Linear, nn.Conv2d)):
-                    trunc_normal_(module.weight, std=0.02, a=-cut, b=cut)
+                    _cut_normal_(module.weight, 0.02, cut)
                     if module.bias is not None:
                         nn.init.zeros_(module.bias)
-            trunc_normal_(self.cls_token, std=0.02, a=-cut, b=cut)
+            _cut_normal_(self.cls_token, 0.02, cut)
             if self.pos_embed is not None:
-                trunc_normal_(self.pos_embed, std=0.02, a=-cut, b=cut)
+                _cut_normal_(self.pos_embed, 0.02, cut)
             for i, layer in enumerate(self.layers, start=1):
                 layer.attn.proj.weight.div_(math.sqrt(2 * i))
                 layer.ffn.layers[1].weight.div_(math.sqrt(2 * i))

@@ -6,7 +6,7 @@ from mmpretrain.models import BEiTViT
 
 from ropim_mm.models import ROPIMViT
 from ropim_mm.models.layers import resize_table
-from ropim_mm.models.layers.beit import add_branch
+from ropim_mm.models.layers.beit import _cut_normal_, add_branch
 
 ARCH = dict(embed_dims=16, num_layers=3, num_heads=2, feedforward_channels=32)
 PRETRAINING = dict(
@@ -136,6 +136,13 @@ def test_initial_weights():
     assert wide.state_dict()['patch_embed.projection.weight'].std().item() == (
         pytest.approx(0.02, rel=0.05)
     )
+
+
+def test_no_initial_weight_lands_on_a_far_cut():
+    weight = torch.empty(30_000_000)
+    torch.manual_seed(0)
+    _cut_normal_(weight, 0.02, 2.0)
+    assert weight.abs().max() < 0.2
 
 
 def test_drop_path_leaves_out_whole_images_and_keeps_the_mean():
