@@ -126,9 +126,8 @@ def call():
 
     def run(tool, *args, status=0, cwd=ROOT, timeout=300, **environ):
         interpreter = 'bash' if str(tool).endswith('.sh') else sys.executable
-        env = dict(
-            os.environ, PYTHON=sys.executable, PYTHONPATH=str(ROOT), **environ
-        )
+        env = dict(os.environ, PYTHON=sys.executable, PYTHONPATH=str(ROOT))
+        env.update(environ)
         done = subprocess.run(
             [interpreter, str(ROOT / 'tools' / tool), *map(str, args)],
             cwd=cwd,
