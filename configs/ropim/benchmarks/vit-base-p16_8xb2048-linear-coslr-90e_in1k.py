@@ -20,7 +20,7 @@ model = dict(
         loss=dict(_delete_=True, type='CrossEntropyLoss'),
         init_cfg=dict(type='Normal', layer='Linear', std=0.01),
     ),
-    train_cfg=dict(augments=None),
+    train_cfg=dict(_delete_=True),
 )
 
 default_hooks = dict(logger=dict(interval=10))

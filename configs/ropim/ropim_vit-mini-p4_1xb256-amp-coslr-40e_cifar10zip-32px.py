@@ -1,0 +1,51 @@
+# A small encoder (6 blocks, 128 wide) for two CPU cores and an hour.
+# The archive: --cfg-options train_dataloader.dataset.zip_file=FILE
+_base_ = [
+    '../_base_/models/ropim.py',
+    '../_base_/datasets/cifar10zip_bs512_ropim_32px.py',
+    '../_base_/schedules/ropim_bs1024_300e.py',
+    '../_base_/default_runtime.py',
+]
+
+model = dict(
+    backbone=dict(
+        arch=dict(
+            _delete_=True,
+            embed_dims=128,
+            num_layers=6,
+            num_heads=4,
+            feedforward_channels=512,
+        ),
+        img_size=32,
+        patch_size=4,
+        drop_path_rate=0.0,
+    ),
+    neck=dict(embed_dims=128, patch_size=4),
+    head=dict(patch_size=4),
+)
+
+train_dataloader = dict(batch_size=256, num_workers=1)
+optim_wrapper = dict(optimizer=dict(lr=2e-3 * 256 / 512))
+
+param_scheduler = [
+    dict(
+        type='LinearLR',
+        start_factor=5e-7 / 2e-3,
+        by_epoch=True,
+        begin=0,
+        end=2,
+        convert_to_iter_based=True,
+    ),
+    dict(
+        type='CosineAnnealingLR',
+        eta_min=5e-6 * 256 / 512,
+        by_epoch=True,
+        begin=2,
+        end=40,
+        convert_to_iter_based=True,
+    ),
+]
+
+train_cfg = dict(max_epochs=40)
+auto_scale_lr = dict(base_batch_size=256)
+default_hooks = dict(logger=dict(interval=20))
