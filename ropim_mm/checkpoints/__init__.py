@@ -4,6 +4,7 @@ from .coverage import CoverageError, CoverageReport, load_weights
 from .pretrained import PretrainedMixin
 from .reading import (
     CheckpointError,
+    MissingCheckpointError,
     UntrustedCheckpointError,
     read_checkpoint,
     register_safe_loader,
@@ -14,6 +15,7 @@ __all__ = [
     'CheckpointError',
     'CoverageError',
     'CoverageReport',
+    'MissingCheckpointError',
     'PretrainedMixin',
     'UntrustedCheckpointError',
     'load_weights',

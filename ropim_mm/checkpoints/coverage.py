@@ -388,10 +388,10 @@ def load_weights(
         raise CoverageError(
             report,
             _cure_of_names(report.unexpected)
-            or 'Check that arch, img_size, patch_size and in_channels are those '
-            'of the file and that prefix names its encoder. To leave tensors '
-            'as initialised on purpose, list the beginnings of their names '
-            'in init_cfg.skip_keys.',
+            or 'Check that arch, img_size, patch_size and in_channels are '
+            'those of the file and that prefix names its encoder. To leave '
+            'tensors as initialised on purpose, list the beginnings of their '
+            'names in init_cfg.skip_keys.',
         )
     chosen = {name: tensors[name] for name in report.matched}
     with torch.no_grad():

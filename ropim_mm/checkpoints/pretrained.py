@@ -61,7 +61,12 @@ class PretrainedMixin:
             # a parent this module is never the outermost one.
             parent = BaseModule()
             parent.add_module('backbone', self)
-            parent.init_weights()
+            try:
+                parent.init_weights()
+            finally:
+                # Left behind after an error, it would look like a parent's.
+                for module in parent.modules():
+                    module.__dict__.pop('_params_init_info', None)
             return
         self.init_cfg = [cfg for cfg in configs if not _is_pretrained(cfg)]
         try:

@@ -41,6 +41,10 @@ class CheckpointError(RuntimeError):
     """A checkpoint file cannot be used; the message names it and says why."""
 
 
+class MissingCheckpointError(CheckpointError, FileNotFoundError):
+    """There is no such file."""
+
+
 class UntrustedCheckpointError(CheckpointError):
     """Reading the file would have called something that is not allowed.
 
@@ -225,20 +229,24 @@ def read_checkpoint(
         ``dict(meta=..., state_dict=...)``.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        MissingCheckpointError: There is no such file.
         UntrustedCheckpointError: The file would call something that is not
             allowed, and it is not trusted.
         CheckpointError: The file is empty, truncated or no checkpoint.
     """
     path = os.fspath(path)
+    if path.startswith(('http://', 'https://')):
+        path = _download(path)
+    elif '://' in path:
+        return CheckpointLoader.load_checkpoint(path, map_location)
+    return _read_local(path, map_location, trust)
+
+
+def _read_local(path: str, map_location: Any, trust: bool = False) -> dict:
     if not path:
         raise CheckpointError(
             'The path of the checkpoint is empty. Give the path of a file.'
         )
-    if path.startswith(('http://', 'https://')):
-        path = _download(path)
-    elif re.match(r'\S+?://', path):
-        return CheckpointLoader.load_checkpoint(path, map_location)
     path = os.path.expanduser(path)
     if os.path.isdir(path):
         raise CheckpointError(
@@ -246,7 +254,7 @@ def read_checkpoint(
             'of one inside it.'
         )
     if not os.path.exists(path):
-        raise FileNotFoundError(
+        raise MissingCheckpointError(
             f'There is no checkpoint file {path} (current folder: '
             f'{os.getcwd()}). Check the path.'
         )
@@ -321,10 +329,8 @@ def _read_pickle(path: str, map_location: Any, trust: bool) -> Any:
 
 def _reason(error: BaseException) -> str:
     """The one line of an error message of PyTorch that says what happened."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    for line in lines:
-        if 'Unsupported operand' in line or 'WeightsUnpickler error' in line:
-            return line
+    text = str(error).rsplit('WeightsUnpickler error:', 1)[-1]
+    lines = [line.strip() for line in text.splitlines()]
     # The rest of PyTorch's message recommends to switch the protection off.
     lines = [line for line in lines if line and 'weights_only' not in line]
     return lines[0] if lines else type(error).__name__
@@ -490,12 +496,12 @@ def _download(url: str) -> str:
 
 
 def load_from_local(filename: str, map_location: Any = None) -> dict:
-    """MMEngine's loader of local files, by way of :func:`read_checkpoint`."""
-    return read_checkpoint(filename, map_location)
+    """MMEngine's loader of local files, as :func:`read_checkpoint` reads."""
+    return _read_local(filename, map_location)
 
 
 def load_from_http(filename: str, map_location: Any = None) -> dict:
-    """MMEngine's loader of URLs, by way of :func:`read_checkpoint`."""
+    """MMEngine's loader of URLs, as :func:`read_checkpoint` reads."""
     return read_checkpoint(filename, map_location)
 
 

@@ -1,0 +1,233 @@
+"""A backbone's ``init_cfg`` loads with a coverage check, in every model."""
+
+import logging
+
+import pytest
+import torch
+from mmengine.logging import MMLogger
+from mmengine.model import BaseModule, PretrainedInit
+from mmpretrain.models import ImageClassifier
+from mmpretrain.models.backbones import BEiTViT
+
+from ropim_mm.checkpoints import (
+    CheckpointError,
+    CoverageError,
+    UntrustedCheckpointError,
+    read_checkpoint,
+)
+from ropim_mm.checkpoints.official import convert_state_dict
+from ropim_mm.models import ROPIMViT
+
+
+@pytest.fixture
+def build(arch, pretrained):
+    """Builds a fine-tuning encoder with the pretrained file in init_cfg."""
+
+    def build(init: dict | None = None, **settings: object) -> ROPIMViT:
+        init_cfg = dict(
+            type='Pretrained', checkpoint=str(pretrained), prefix='backbone.'
+        )
+        init_cfg.update(init or {})
+        settings = {'arch': arch, 'img_size': 96, **settings}
+        return ROPIMViT(**settings, init_cfg=init_cfg)
+
+    return build
+
+
+@pytest.fixture
+def log(caplog):
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(caplog.handler)
+    caplog.set_level(logging.INFO)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+
+
+def test_weights_are_those_the_released_loader_gives(build, released, log):
+    """The shared table goes to every block, resized from 4x4 to 6x6."""
+    backbone = build()
+    backbone.init_weights()
+    reference = convert_state_dict(
+        'ropim', released('finetune_interp_64_to_96', 'state/')
+    )
+    state = backbone.state_dict()
+    compared = 0
+    for name, tensor in reference.items():
+        name = name.removeprefix('backbone.')
+        if name in state and not name.startswith('ln2.'):
+            torch.testing.assert_close(
+                state[name], tensor, rtol=1e-5, atol=1e-6
+            )
+            compared += 1
+    assert compared == 54
+    assert 'matched 51 of 53 tensors, 64,336 of 64,400 parameters' in log.text
+    assert 'left as initialised: ln2.weight, ln2.bias' in log.text
+    assert 'not used from the file: ln1.weight, ln1.bias' in log.text
+
+
+def test_inside_a_classifier(build, pretrained, arch, log):
+    """The parent's init_weights reaches the check and keeps its record."""
+    model = ImageClassifier(
+        backbone=build(),
+        head=dict(type='LinearClsHead', num_classes=5, in_channels=32),
+    )
+    model.init_weights()
+    expected = read_checkpoint(pretrained)['state_dict']
+    for name in ('cls_token', 'layers.2.ffn.layers.1.weight'):
+        assert torch.equal(
+            model.backbone.state_dict()[name], expected[f'backbone.{name}']
+        )
+    assert (
+        'backbone.cls_token - torch.Size([1, 1, 32]): \n'
+        'Pretrained: matched 51 of 53 tensors'
+    ) in log.text
+    assert not hasattr(model.backbone, '_params_init_info')
+    assert model.backbone.is_init
+    assert model.backbone.init_cfg['type'] == 'Pretrained'
+
+
+@pytest.mark.parametrize('kind', ['Pretrained', PretrainedInit])
+def test_type_as_text_or_class_and_beside_others(build, pretrained, kind):
+    backbone = build()
+    backbone.init_cfg = [
+        dict(backbone.init_cfg, type=kind),
+        dict(type='Constant', layer='LayerNorm', val=7.0),
+    ]
+    backbone.init_weights()
+    expected = read_checkpoint(pretrained)['state_dict']
+    # Loaded last; only what the file lacks keeps the other initialisation.
+    assert torch.equal(
+        backbone.layers[0].ln1.weight, expected['backbone.layers.0.ln1.weight']
+    )
+    assert backbone.ln2.weight.unique().tolist() == [7.0]
+
+
+def test_second_call_loads_nothing(build, log):
+    backbone = build()
+    backbone.init_weights()
+    with torch.no_grad():
+        backbone.cls_token.fill_(5.0)
+    backbone.init_weights()
+    # Nor does it initialise anew: that would be lost training.
+    assert log.text.count('ROPIMViT from ') == 1
+
+
+def test_shallow_model_stops(build, arch):
+    backbone = build(arch=dict(arch, num_layers=2))
+    with pytest.raises(CoverageError) as caught:
+        backbone.init_weights()
+    assert len(caught.value.report.unexpected) == 15
+    assert '  layers.2.attn.qkv.weight\n' in str(caught.value)
+
+
+def test_deep_model_stops_and_can_be_tried_again(build, arch, pretrained):
+    backbone = build(arch=dict(arch, num_layers=4))
+    for _ in range(2):
+        with pytest.raises(CoverageError) as caught:
+            backbone.init_weights()
+        assert not backbone.is_init
+    assert '  layers.3.attn.qkv.weight\n' in str(caught.value)
+    # The table is expanded to every block, so it is not what is missing.
+    assert len(caught.value.report.missing) == 15
+    backbone.init_cfg['skip_keys'] = ['layers.3']
+    backbone.init_weights()
+    assert backbone.is_init
+
+
+def test_other_patch_size_stops(build):
+    with pytest.raises(CoverageError) as caught:
+        build(img_size=48, patch_size=8).init_weights()
+    assert caught.value.report.mismatched == (
+        ('patch_embed.projection.weight', (32, 3, 16, 16), (32, 3, 8, 8)),
+    )
+    backbone = build(
+        dict(skip_keys=['patch_embed.projection.weight']),
+        img_size=48,
+        patch_size=8,
+    )
+    backbone.init_weights()
+
+
+@pytest.mark.parametrize('empty', ['', None])
+def test_empty_checkpoint(build, empty):
+    with pytest.raises(CheckpointError) as caught:
+        build(dict(checkpoint=empty)).init_weights()
+    assert 'init_cfg of ROPIMViT' in str(caught.value)
+    assert '--cfg-options model.backbone.init_cfg.checkpoint=FILE' in str(
+        caught.value
+    )
+
+
+def test_unknown_key_of_init_cfg(build):
+    with pytest.raises(CheckpointError, match='has the keys prefixes'):
+        build(dict(prefixes='backbone.')).init_weights()
+
+
+def test_missing_file(build, tmp_path):
+    path = str(tmp_path / 'nowhere.pth')
+    with pytest.raises(FileNotFoundError, match=path):
+        build(dict(checkpoint=path)).init_weights()
+
+
+def test_trust_is_a_key_of_init_cfg(build, hostile, marker):
+    path, name = hostile
+    with pytest.raises(UntrustedCheckpointError, match=name):
+        build(dict(checkpoint=str(path))).init_weights()
+    assert not marker.exists()
+    with pytest.raises(CheckpointError, match='holds no tensor of ROPIMViT'):
+        build(dict(checkpoint=str(path), trust=True)).init_weights()
+    assert marker.exists() or name == 'builtins.getattr'
+
+
+def test_shared_table_of_pretraining(build, pretrained):
+    """Continuing to pretrain: every encoder tensor is taken."""
+    backbone = build(
+        img_size=64,
+        out_type='raw',
+        final_norm=True,
+        use_rel_pos_bias=False,
+        use_shared_rel_pos_bias=True,
+    )
+    backbone.init_weights()
+    state = read_checkpoint(pretrained)['state_dict']
+    for name, tensor in backbone.state_dict().items():
+        assert torch.equal(tensor, state[f'backbone.{name}']), name
+
+
+@pytest.mark.parametrize('one_table', [True, False])
+def test_mmpretrain_takes_the_same_file(arch, pretrained, one_table, log):
+    """With one table or with one a block, MMPretrain's own encoder."""
+    backbone = BEiTViT(
+        arch=arch,
+        img_size=64,
+        out_type='raw',
+        use_rel_pos_bias=not one_table,
+        use_shared_rel_pos_bias=one_table,
+        init_cfg=dict(
+            type='Pretrained', checkpoint=str(pretrained), prefix='backbone.'
+        ),
+    )
+    backbone.init_weights()
+    state = read_checkpoint(pretrained)['state_dict']
+    table = 'relative_position_bias_table'
+    for name, tensor in backbone.state_dict().items():
+        if not one_table and 'relative_position' in name:
+            name = name.replace(name.split('attn.')[0] + 'attn.', '')
+            name = f'rel_pos_bias.{name}'
+        assert torch.equal(tensor, state[f'backbone.{name}']), name
+    unexpected = 'unexpected key in source state_dict: ln1.weight, ln1.bias\n'
+    assert unexpected in log.text
+    if one_table:
+        assert 'missing keys' not in log.text
+    else:
+        # Indices, which it computes itself; no table is missing.
+        missing = log.text.split('missing keys in source state_dict: ')[1]
+        assert table not in missing.splitlines()[0]
+
+
+def test_without_pretrained_nothing_changes(arch):
+    backbone = ROPIMViT(arch=arch, img_size=64)
+    backbone.init_weights()
+    assert backbone.is_init
+    assert isinstance(backbone, BaseModule)
+    assert backbone.init_cfg is None
