@@ -167,7 +167,14 @@ FINETUNE = {
 }
 FINETUNE = {f'{BENCHMARKS}{k}.py': v for k, v in FINETUNE.items()}
 LINEAR = f'{BENCHMARKS}vit-base-p16_8xb2048-linear-coslr-90e_in1k.py'
-ALL = [*PRETRAIN, *FINETUNE, LINEAR]
+# Recipes of runs that docs/results.md reports, with numbers of their own.
+SMALL = sorted(
+    p.relative_to(CONFIGS).as_posix()
+    for p in (CONFIGS / 'ropim').rglob('*vit-mini-*.py')
+)
+SMALL_PRETRAIN = [n for n in SMALL if n.startswith('ropim/ropim_')]
+SMALL_FINETUNE = [n for n in SMALL if n.startswith(BENCHMARKS)]
+ALL = [*PRETRAIN, *FINETUNE, LINEAR, *SMALL]
 
 
 def load(name: str) -> Config:
@@ -569,7 +576,7 @@ def check_steps(cfg: Config, lines: list[dict]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', PRETRAIN)
+@pytest.mark.parametrize('name', [*PRETRAIN, *SMALL_PRETRAIN])
 def test_pretraining_runs(name, data, tmp_path, cifar):
     cfg = launch.load_config(str(CONFIGS / name))
     shrink(cfg, data)
@@ -582,7 +589,7 @@ def test_pretraining_runs(name, data, tmp_path, cifar):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', [*FINETUNE, LINEAR])
+@pytest.mark.parametrize('name', [*FINETUNE, LINEAR, *SMALL_FINETUNE])
 def test_classification_runs(name, data, tmp_path, cifar):
     cfg = launch.load_config(str(CONFIGS / name))
     patch = cfg.model.backbone.patch_size
