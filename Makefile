@@ -25,6 +25,7 @@ help:
 	@echo 'make clean       remove caches; make distclean removes $(VENV) too'
 
 venv: $(STAMP)
+	@:
 
 # In the last step, opencv-python's files are replaced by those of the headless
 # build of the same version. Other packages require the former by name, but it

@@ -205,6 +205,7 @@ def test_detection_with_operators(installed):
 
 def test_operators_here_or_told_how():
     """On the real stack: the answer agrees with an import of the operators."""
+    pytest.importorskip('mmdet')
     try:
         importlib.import_module('mmcv._ext')
     except ImportError:
