@@ -17,6 +17,7 @@ import re
 import tarfile
 import threading
 import zipfile
+from _codecs import encode
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -127,6 +128,8 @@ def allowed_globals() -> dict[str, Callable]:
         'numpy.dtype': np.dtype,
         'builtins.set': set,
         'builtins.slice': slice,
+        # Bytes, as protocol 2 writes them; PyTorch's own since 2.5.
+        '_codecs.encode': encode,
         # Left in released files by training scripts; records without
         # behaviour, so the packages that defined them are not needed.
         'argparse.Namespace': argparse.Namespace,
@@ -380,7 +383,8 @@ def _refusal(file: BinaryIO, error: Exception) -> _Refusal | None:
     names = re.findall(
         r'Unsupported global: GLOBAL (\S+) was|unsupported GLOBAL (\S+) whose'
         r'|unrecognized function <\S+ ?\S* \'?([\w.]+)'
-        r"|Can only (?:build|create) .* got <class '([\w.]+)'",
+        r"|Can only (?:build|create) .* got <class '([\w.]+)'"
+        r"|unsupported class <class '([\w.]+)'",
         message,
     )
     names = [next(filter(None, found)) for found in names]
