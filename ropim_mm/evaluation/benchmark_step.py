@@ -1,0 +1,516 @@
+"""How long a training step takes, of what it is made, what memory it needs.
+
+A step is all that a training loop does between two batches, except loading
+and schedules: data preprocessor, forward, backward, clipping, optimizer,
+through the model's own ``train_step``. Images are random bytes that went
+through the config's own pipeline after decoding, so that the model gets what
+its loader would give it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from functools import partial
+from statistics import median
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.device import get_device
+from mmengine.logging import MMLogger
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import FUNCTIONS, MODELS
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from ropim_mm.engine import launch
+from ropim_mm.engine.distributed import LaunchError
+from ropim_mm.engine.optimizer import DTYPES
+from ropim_mm.models import ROPIM
+
+from .benchmark_machine import MatrixRate, resident_memory, synchronize
+
+# A timing takes at least so long, in as many steps as needed.
+MIN_SECONDS = 0.3
+# Operations of a step are counted with no more images than this.
+COUNTED_IMAGES = 32
+SYNTHETIC_SIZE = (256, 256)
+
+
+@dataclass(frozen=True)
+class StepSpec:
+    """A training step to measure.
+
+    Attributes:
+        config: Config file.
+        options: Fields of the config to change, as ``--cfg-options``.
+        batch_size: Images a step; None for that of the config.
+        dtype: 'float32', 'bfloat16' or 'float16'; None for that of the
+            config.
+        compile: Compile the model's ``forward`` with ``torch.compile``.
+    """
+
+    config: str
+    options: dict = field(default_factory=dict)
+    batch_size: int | None = None
+    dtype: str | None = None
+    compile: bool = False
+
+
+class TrainingStep:
+    """A model, its optimizer and one batch; calling it is one step.
+
+    Args:
+        spec: What to build.
+
+    Raises:
+        LaunchError: The config is missing or lacks a field, or its pipeline
+            needs more than an image and a label.
+    """
+
+    def __init__(self, spec: StepSpec) -> None:
+        self.spec = spec
+        cfg = launch.load_config(spec.config, spec.options)
+        for name in ('model', 'train_dataloader', 'optim_wrapper'):
+            if cfg.get(name) is None:
+                raise LaunchError(
+                    f'{spec.config} has no {name}: it has no training step'
+                )
+        self.device = torch.device(get_device())
+        self.batch_size = spec.batch_size or launch.global_batch_size(cfg, 1)
+        self.dtype = _set_dtype(cfg, spec.dtype)
+        before = self._allocated()
+        with MODELS.switch_scope_and_registry(cfg.default_scope):
+            self.batch = synthetic_batch(cfg, self.batch_size)
+            self.model = _build_model(cfg).to(self.device).train()
+            self.optim_wrapper = build_optim_wrapper(
+                self.model, cfg.optim_wrapper
+            )
+        if self.device.type == 'cuda':
+            self.batch['inputs'] = _pin(self.batch['inputs'])
+        self.flops = count_flops(self)
+        if spec.compile:
+            self.model.forward = torch.compile(self.model.forward)
+        # The optimizer makes its state in the first step.
+        if self.device.type == 'cuda':
+            torch.cuda.reset_peak_memory_stats(self.device)
+        for _ in range(3 if spec.compile else 2):
+            self()
+        self.memory = None
+        if self.device.type == 'cuda':
+            peak = torch.cuda.max_memory_allocated(self.device)
+            self.memory = peak - before
+        self.repeats = max(1, round(MIN_SECONDS / self.seconds(1)[0]))
+
+    def _allocated(self) -> int:
+        if self.device.type != 'cuda':
+            return 0
+        return torch.cuda.memory_allocated(self.device)
+
+    def __call__(self) -> None:
+        self.model.train_step(self.batch, self.optim_wrapper)
+
+    def seconds(self, steps: int | None = None) -> tuple[float, float]:
+        """Time of one step, as the mean of ``steps`` steps in a row.
+
+        Returns:
+            By the clock, and of the processor: that of all threads of this
+            process, which other processes do not lengthen by waiting.
+        """
+        steps = steps or self.repeats
+        synchronize(self.device)
+        start, start_cpu = time.perf_counter(), time.process_time()
+        for _ in range(steps):
+            self()
+        synchronize(self.device)
+        end, end_cpu = time.perf_counter(), time.process_time()
+        return (end - start) / steps, (end_cpu - start_cpu) / steps
+
+    def __str__(self) -> str:
+        inputs = self.batch['inputs']
+        views = inputs if isinstance(inputs, list) else [inputs]
+        shape = ' + '.join('x'.join(map(str, v.shape)) for v in views)
+        params = sum(p.numel() for p in self.model.parameters())
+        compiled = ', compiled' if self.spec.compile else ''
+        return (
+            f'{self.spec.config}: {type(self.model).__name__}, '
+            f'{params / 1e6:.1f} M parameters, {shape} {views[0].dtype}'
+            f'{compiled}'.replace('torch.', '')
+        )
+
+
+def synthetic_batch(cfg: Config, batch_size: int) -> dict:
+    """A batch of random images, packed by the config's own pipeline.
+
+    Args:
+        cfg: With ``train_dataloader``. The steps of its pipeline that read
+            images are left out.
+        batch_size: Number of images.
+
+    Returns:
+        What the config's loader gives: ``inputs``, uint8, and
+        ``data_samples`` with whatever the pipeline adds, a mask for instance.
+
+    Raises:
+        LaunchError: A step of the pipeline fails on an image and a label.
+    """
+    loader = cfg.train_dataloader
+    pipeline = Compose(
+        [
+            step
+            for step in _pipeline(loader.dataset)
+            if not str(step.type).rpartition('.')[2].startswith('LoadImage')
+        ]
+    )
+    classes = cfg.model.get('head', {}).get('num_classes') or 1
+    rng = np.random.default_rng(0)
+    samples = []
+    for _ in range(batch_size):
+        image = rng.integers(256, size=(*SYNTHETIC_SIZE, 3), dtype=np.uint8)
+        sample = dict(
+            img=image,
+            img_path='random',
+            img_shape=SYNTHETIC_SIZE,
+            ori_shape=SYNTHETIC_SIZE,
+            gt_label=int(rng.integers(classes)),
+        )
+        try:
+            samples.append(pipeline(sample))
+        except (KeyError, AttributeError, FileNotFoundError) as error:
+            raise LaunchError(
+                f'{cfg.filename}: the pipeline of train_dataloader.dataset '
+                'needs more than an image and a label '
+                f'({type(error).__name__}: {error}); a step on random images '
+                'cannot be measured'
+            ) from error
+    collate = dict(loader.get('collate_fn') or dict(type='default_collate'))
+    function = FUNCTIONS.get(collate.pop('type'))
+    return partial(function, **collate)(samples)
+
+
+def _pipeline(dataset: dict) -> list[dict]:
+    while 'pipeline' not in dataset:
+        inner = (
+            dataset.get('dataset') or (dataset.get('datasets') or [None])[0]
+        )
+        if inner is None:
+            raise LaunchError(
+                f'train_dataloader.dataset ({dataset.get("type")}) has no '
+                'pipeline: expected it there or in a dataset that it wraps'
+            )
+        dataset = inner
+    return dataset['pipeline']
+
+
+def _set_dtype(cfg: Config, dtype: str | None) -> torch.dtype:
+    """Make the config train in ``dtype`` on any device."""
+    wrapper = cfg.optim_wrapper
+    half = 'float16' if 'Amp' in str(wrapper.get('type')) else 'float32'
+    wrapper.dtype = dtype or wrapper.get('dtype') or half
+    wrapper.type = 'ropim_mm.AutocastOptimWrapper'
+    return DTYPES[wrapper.dtype]
+
+
+def _build_model(cfg: Config) -> nn.Module:
+    model_cfg = _without_files(cfg.model)
+    if cfg.get('data_preprocessor'):
+        model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
+    model = MODELS.build(model_cfg)
+    model.init_weights()
+    return model
+
+
+def _without_files(node):
+    """A model config that reads no weights: they do not change the time."""
+    if isinstance(node, dict):
+        return type(node)(
+            {
+                key: _without_files(value)
+                for key, value in node.items()
+                if not (
+                    key == 'init_cfg'
+                    and isinstance(value, dict)
+                    and value.get('type') == 'Pretrained'
+                )
+            }
+        )
+    if isinstance(node, (list, tuple)):
+        return type(node)(map(_without_files, node))
+    return node
+
+
+def _pin(inputs):
+    # As a loader with `pin_memory` does.
+    if isinstance(inputs, list):
+        return [view.pin_memory() for view in inputs]
+    return inputs.pin_memory()
+
+
+def count_flops(step: TrainingStep) -> int:
+    """Operations of forward and backward, a multiply-add being two.
+
+    Matrix products and convolutions only, as the model ran them; the
+    optimizer has none. Attention runs unfused here: fused kernels are counted
+    differently from device to device (not at all on a CPU, with the scores
+    that they compute a second time on a GPU).
+    """
+    batch = step.batch
+    images = min(step.batch_size, COUNTED_IMAGES)
+    if images < step.batch_size:
+        inputs = batch['inputs']
+        if isinstance(inputs, list):
+            inputs = [view[:images] for view in inputs]
+        else:
+            inputs = inputs[:images]
+        batch = dict(batch, inputs=inputs)
+        batch['data_samples'] = batch['data_samples'][:images]
+    counter = FlopCounterMode(display=False)
+    model, optim_wrapper = step.model, step.optim_wrapper
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        with optim_wrapper.optim_context(model):
+            data = model.data_preprocessor(batch, True)
+            losses = model(**data, mode='loss')
+        loss, _ = model.parse_losses(losses)
+        loss.backward()
+    optim_wrapper.zero_grad()
+    return counter.get_total_flops() * step.batch_size // images
+
+
+# -- comparing --------------------------------------------------------------
+
+
+@dataclass
+class Timing:
+    """Rounds of one training step.
+
+    Attributes:
+        seconds: Time of a step, one entry a round.
+        cpu_seconds: Processor time of a step, likewise.
+        rates: Rate of matrix products just before, operations a second.
+        flops: Operations of a step.
+        images: Images of a step.
+    """
+
+    seconds: list[float]
+    cpu_seconds: list[float]
+    rates: list[float]
+    flops: int
+    images: int
+
+    @property
+    def fractions(self) -> list[float]:
+        """Share of the machine's matrix rate that each round reached."""
+        return [
+            self.flops / seconds / rate
+            for seconds, rate in zip(self.seconds, self.rates, strict=True)
+        ]
+
+    def summary(self) -> dict[str, float]:
+        """Medians over the rounds, and the least disturbed values.
+
+        ``fraction`` is the median of rounds, each against the products just
+        before it; ``fraction_of_best`` is the fastest step against the
+        fastest products of the run.
+        """
+        seconds = median(self.seconds)
+        best_rate = max(self.rates)
+        return dict(
+            seconds=seconds,
+            seconds_minimum=min(self.seconds),
+            cpu_seconds=median(self.cpu_seconds),
+            images_per_second=self.images / seconds,
+            gflop_per_image=self.flops / self.images / 1e9,
+            matrix_gflop_per_second=median(self.rates) / 1e9,
+            matrix_gflop_per_second_best=best_rate / 1e9,
+            fraction=median(self.fractions),
+            fraction_of_best=self.flops / min(self.seconds) / best_rate,
+        )
+
+
+def compare(
+    steps: Sequence[TrainingStep],
+    rounds: int,
+    progress: Callable[[int, list[Timing]], None] | None = None,
+) -> list[Timing]:
+    """Time steps in turn, each next to a matrix product of its own type.
+
+    Args:
+        steps: One or two (any number) of training steps.
+        rounds: How often each has its turn.
+        progress: Called after each round with its number and what was
+            measured so far.
+    """
+    rates = {
+        dtype: MatrixRate(dtype, steps[0].device)
+        for dtype in {step.dtype for step in steps}
+    }
+    timings = [Timing([], [], [], s.flops, s.batch_size) for s in steps]
+    for number in range(rounds):
+        for step, timing in zip(steps, timings, strict=True):
+            timing.rates.append(rates[step.dtype]())
+            seconds, cpu_seconds = step.seconds()
+            timing.seconds.append(seconds)
+            timing.cpu_seconds.append(cpu_seconds)
+        if progress is not None:
+            progress(number, timings)
+    return timings
+
+
+# -- memory -----------------------------------------------------------------
+
+
+def peak_memory(step: TrainingStep, threads: int | None = None) -> int:
+    """Memory of the model, its optimizer and its steps at the peak, bytes.
+
+    On a GPU what PyTorch's allocator held, measured when the step was built.
+    On a CPU a process of its own runs the step: the peak of its resident set
+    above what it held before it built the model.
+
+    Args:
+        step: Already built.
+        threads: Of that process; None for PyTorch's choice.
+
+    Raises:
+        LaunchError: The process ended early.
+    """
+    if step.memory is not None:
+        return step.memory
+    context = multiprocessing.get_context('spawn')
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            return pool.submit(_resident_peak, step.spec, threads).result()
+        except BrokenProcessPool as error:
+            raise LaunchError(
+                f'{step.spec.config}: the process that measures memory was '
+                'ended from outside, most likely for want of memory; try a '
+                'smaller --batch-size, or --no-memory'
+            ) from error
+
+
+def _resident_peak(spec: StepSpec, threads: int | None) -> int:
+    MMLogger.get_current_instance().setLevel('WARNING')
+    if threads:
+        torch.set_num_threads(threads)
+    launch.load_config(spec.config, spec.options)  # its imports
+    before, _ = resident_memory()
+    TrainingStep(spec)
+    return resident_memory()[1] - before
+
+
+# -- what a step is made of --------------------------------------------------
+
+
+class _Mark(torch.autograd.Function):
+    """The identity, which calls back when the gradient comes by."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, on_gradient: Callable) -> torch.Tensor:
+        ctx.on_gradient = on_gradient
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        ctx.on_gradient()
+        return grad, None
+
+
+class ProjectionClock:
+    """Times projection and loss of ROPIM inside running steps.
+
+    Drawing the sketches, projecting the tokens, and everything from the
+    prediction to the loss. Backward counts from where the gradient enters a
+    part until it leaves it; PyTorch runs nothing else in between.
+
+    Args:
+        step: A step of :class:`~ropim_mm.models.ROPIM`, not compiled.
+    """
+
+    def __init__(self, step: TrainingStep) -> None:
+        self.step = step
+        self._spans: list[tuple] = []
+
+    @staticmethod
+    def applies_to(step: TrainingStep) -> bool:
+        """Whether there is something to time, and a way."""
+        return isinstance(step.model, ROPIM) and not step.spec.compile
+
+    def shares(self, steps: int) -> list[float]:
+        """Share of the step that the timed parts take, in [0, 1].
+
+        Args:
+            steps: How many steps to run; one share each.
+        """
+        model = self.step.model
+        self._projections, self._loss = model.projections, model.head.loss
+        model.projections = self._timed_projections
+        model.head.loss = self._timed_loss
+        try:
+            return [self._share() for _ in range(steps)]
+        finally:
+            del model.projections, model.head.loss
+
+    def _share(self) -> float:
+        self._spans = []
+        synchronize(self.step.device)
+        start = self._stamp()
+        self.step()
+        end = self._stamp()
+        synchronize(self.step.device)
+        parts = sum(self._between(*span) for span in self._spans)
+        return parts / self._between(start, end)
+
+    def _stamp(self):
+        if self.step.device.type != 'cuda':
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _between(self, start, end) -> float:
+        if self.step.device.type != 'cuda':
+            return end - start
+        return start.elapsed_time(end)
+
+    def _timed(self, function: Callable, x: torch.Tensor, *args):
+        opened = []
+        x = _Mark.apply(
+            x, lambda: self._spans.append((opened.pop(), self._stamp()))
+        )
+        start = self._stamp()
+        out = function(x, *args)
+        self._spans.append((start, self._stamp()))
+        return _Mark.apply(out, lambda: opened.append(self._stamp()))
+
+    def _timed_projections(self, *args):
+        start = self._stamp()
+        kept, removed = self._projections(*args)
+        self._spans.append((start, self._stamp()))
+        return (kept and partial(self._timed, kept)), removed
+
+    def _timed_loss(self, pred: torch.Tensor, *args) -> torch.Tensor:
+        return self._timed(self._loss, pred, *args)
+
+
+def profile_table(step: TrainingStep, rows: int = 25) -> str:
+    """The operators of one step that take most time, as a table."""
+    from torch.profiler import ProfilerActivity, profile
+
+    on_gpu = step.device.type == 'cuda'
+    activities = [ProfilerActivity.CPU]
+    if on_gpu:
+        activities.append(ProfilerActivity.CUDA)
+    with profile(activities=activities) as profiler:
+        step()
+        synchronize(step.device)
+    return profiler.key_averages().table(
+        sort_by=f'self_{"cuda" if on_gpu else "cpu"}_time_total',
+        row_limit=rows,
+        max_name_column_width=45,
+    )
