@@ -1,4 +1,4 @@
-# A small encoder (6 blocks, 128 wide) for two CPU cores and an hour.
+# A small encoder (4 blocks, 96 wide) that two CPU cores train in minutes.
 # The archive: --cfg-options train_dataloader.dataset.zip_file=FILE
 _base_ = [
     '../_base_/models/ropim.py',
@@ -11,16 +11,16 @@ model = dict(
     backbone=dict(
         arch=dict(
             _delete_=True,
-            embed_dims=128,
-            num_layers=6,
-            num_heads=4,
-            feedforward_channels=512,
+            embed_dims=96,
+            num_layers=4,
+            num_heads=3,
+            feedforward_channels=384,
         ),
         img_size=32,
         patch_size=4,
         drop_path_rate=0.0,
     ),
-    neck=dict(embed_dims=128, patch_size=4),
+    neck=dict(embed_dims=96, patch_size=4),
     head=dict(patch_size=4),
 )
 
@@ -41,11 +41,11 @@ param_scheduler = [
         eta_min=5e-6 * 256 / 512,
         by_epoch=True,
         begin=2,
-        end=40,
+        end=20,
         convert_to_iter_based=True,
     ),
 ]
 
-train_cfg = dict(max_epochs=40)
+train_cfg = dict(max_epochs=20)
 auto_scale_lr = dict(base_batch_size=256)
 default_hooks = dict(logger=dict(interval=20))
