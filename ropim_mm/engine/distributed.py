@@ -22,7 +22,6 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ropim_mm.checkpoints.reading import CheckpointError
 from ropim_mm.registry import RUNNERS
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
@@ -254,13 +253,7 @@ class PortableRunner(Runner):
     On CPUs, processes talk through gloo, batch norms are not synchronised
     (PyTorch has no such layer for CPUs) and loader workers are spawned: forked
     ones may inherit a lock that a gloo thread holds, and hang.
-
-    Attributes:
-        strict_loading (bool): Whether a loaded checkpoint must fit the model
-            exactly; by default MMEngine only warns. Testing sets it.
     """
-
-    strict_loading = False
 
     def setup_env(self, env_cfg: dict) -> None:
         """Join the process group before MMEngine would."""
@@ -331,24 +324,3 @@ class PortableRunner(Runner):
         super().resume(
             filename, resume_optimizer, resume_param_scheduler, map_location
         )
-
-    def load_checkpoint(self, filename: str, *args, **kwargs) -> dict:
-        """Load weights as MMEngine does.
-
-        Raises:
-            CheckpointError: If :attr:`strict_loading` and the names or shapes
-                of the file are not those of the model.
-        """
-        if not self.strict_loading:
-            return super().load_checkpoint(filename, *args, **kwargs)
-        try:
-            return super().load_checkpoint(
-                filename, *args, **{**kwargs, 'strict': True}
-            )
-        except RuntimeError as error:
-            if 'do not match exactly' not in str(error):
-                raise
-            raise CheckpointError(
-                f'{filename} is not a checkpoint of the model in '
-                f'{self.cfg.filename}: {error}'
-            ) from error

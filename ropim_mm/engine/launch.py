@@ -191,6 +191,7 @@ def prepare_test(
     _set_work_dir(cfg, work_dir)
     _set_collate(cfg)
     check_data(cfg, 'test_dataloader')
+    _require_all_weights(cfg)
     if show_dir is not None:
         _show_predictions(cfg, os.path.abspath(show_dir))
     if tta:
@@ -235,8 +236,6 @@ def test(
     if out is not None:
         out_item = _check_out(out, out_item)
     runner = _build_runner(cfg)
-    if isinstance(runner, PortableRunner):
-        runner.strict_loading = True
     if out_item == 'pred':
         runner.test_evaluator.metrics.append(_prediction_writer(cfg, out))
     runner.logger.info(f'Testing {cfg.load_from}, {describe(cfg)}')
@@ -492,6 +491,14 @@ def _pretrained(node: object) -> Iterator[dict]:
     if isinstance(node, (list, tuple)):
         for child in node:
             yield from _pretrained(child)
+
+
+def _require_all_weights(cfg: Config) -> None:
+    # MMEngine only warns about tensors that the checkpoint lacks.
+    kind = 'ropim_mm.CheckpointCoverageHook'
+    hooks = cfg.get('custom_hooks') or []
+    if not any(hook.get('type') == kind for hook in hooks):
+        cfg.custom_hooks = [*hooks, dict(type=kind)]
 
 
 def _show_predictions(cfg: Config, folder: str) -> None:

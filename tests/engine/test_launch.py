@@ -292,6 +292,13 @@ class TestPrepareTest:
         assert cfg.work_dir == 'out'
         assert cfg.test_dataloader.collate_fn.type == 'default_collate'
 
+    def test_weights_are_checked_once(self, cfg):
+        for _ in range(2):
+            launch.prepare_test(cfg, 'best.pth')
+            assert cfg.custom_hooks == [
+                dict(type='ropim_mm.CheckpointCoverageHook')
+            ]
+
     def test_no_checkpoint(self, cfg):
         with pytest.raises(LaunchError, match='checkpoint no.pth not found'):
             launch.prepare_test(cfg, 'no.pth')

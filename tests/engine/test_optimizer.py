@@ -8,6 +8,7 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import MessageHub
 from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DefaultScope
 from torch import nn
 
 from ropim_mm.engine import (
@@ -244,6 +245,14 @@ def optim_cfg(rate=0.75, **paramwise):
     )
 
 
+@pytest.fixture
+def mmpretrain_scope():
+    """Whatever scope a runner of another test has left behind."""
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        yield
+
+
+@pytest.mark.usefixtures('mmpretrain_scope')
 class TestLayerDecay:
     @pytest.mark.parametrize(
         'case', ['finetune_same_32', 'finetune_interp_64_to_96']
