@@ -52,6 +52,7 @@ train_dataloader = dict(
         _delete_=True,
         type='CIFAR10',
         data_root='data/cifar10/',
+        download=False,
         split='train',
         pipeline=train_pipeline,
     )
@@ -61,6 +62,7 @@ val_dataloader = dict(
         _delete_=True,
         type='CIFAR10',
         data_root='data/cifar10/',
+        download=False,
         split='test',
         test_mode=True,
         pipeline=test_pipeline,

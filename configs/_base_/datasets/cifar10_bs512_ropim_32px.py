@@ -23,6 +23,7 @@ train_dataloader = dict(
         _delete_=True,
         type='CIFAR10',
         data_root='data/cifar10/',
+        download=False,
         split='train',
         pipeline=train_pipeline,
     ),
