@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from torch.distributed.fsdp import FullyShardedDataParallel
 
@@ -61,7 +61,7 @@ class CheckpointCoverageHook(Hook):
                 level=logging.WARNING,
             )
             return
-        if is_model_wrapper(model):
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
         source = getattr(runner, '_load_from', None) or 'the checkpoint'
         tensors = find_state_dict(checkpoint, source)

@@ -68,6 +68,34 @@ def test_predictions(call, configs, finetuned, tmp_path):
     assert predictions[0]['pred_score'].sum() == pytest.approx(1.0)
 
 
+def test_augmented(call, configs, finetuned, tmp_path):
+    config = tmp_path / 'tta.py'
+    config.write_text(
+        f"""_base_ = {str(configs['finetune'])!r}
+tta_model = dict(type='AverageClsScoreTTA')
+tta_pipeline = [
+    dict(type='ropim_mm.LoadImage'),
+    dict(type='TestTimeAug', transforms=[
+        [dict(type='RandomFlip', prob=p) for p in (0.0, 1.0)],
+        [dict(type='PackInputs')]])]
+"""
+    )
+    args = [config, finetuned[1] / 'epoch_1.pth', '--work-dir', tmp_path]
+    scores = []
+    for flags in ([], ['--tta']):
+        out = tmp_path / f'scores{len(flags)}.pkl'
+        call('test.py', *args, '--out', out, *flags)
+        with open(out, 'rb') as file:
+            scores.append(
+                [sample['pred_score'] for sample in pickle.load(file)]
+            )
+    plain, mean = scores
+    assert len(plain) == len(mean) == 16
+    assert any(
+        (a - b).abs().max() > 1e-6 for a, b in zip(plain, mean, strict=True)
+    )
+
+
 def test_checkpoint_of_another_model(call, configs, pretrained, tmp_path):
     checkpoint = pretrained[1] / 'epoch_2.pth'
     output = call(
