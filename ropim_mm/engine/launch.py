@@ -24,6 +24,7 @@ from ropim_mm.checkpoints.reading import (
     CheckpointError,
     trust_checkpoint,
 )
+from ropim_mm.errors import InputError
 
 from .distributed import LaunchError, PortableRunner, world_size
 
@@ -48,7 +49,12 @@ def report_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (LaunchError, CheckpointError, stack.StackError) as error:
+    except (
+        LaunchError,
+        CheckpointError,
+        InputError,
+        stack.StackError,
+    ) as error:
         rank = os.environ.get('RANK') or os.environ.get('SLURM_PROCID')
         where = f' [process {rank}]' if rank else ''
         sys.stdout.flush()

@@ -7,76 +7,101 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from ...errors import InputError
 from .relative_position import RelativePositionTable
 
+# Up to this many tokens the (N, N) weights of a head fit into the caches, and
+# a chain of matrix products is faster on a CPU than the flash kernel.
+SHORT = 512
 
-class _BiasedAttention(torch.autograd.Function):
+
+class _WrittenOutAttention(torch.autograd.Function):
     """Softmax attention with a learned bias, for training on a CPU.
 
     ``F.scaled_dot_product_attention`` has no CPU kernel that gives the
     gradient of its mask: it falls back to a chain of separate operations, in
-    float32 even when the inputs are bfloat16. Writing the backward out keeps
-    one (N, N) tensor a head alive instead of three and stays in the inputs'
-    type.
+    float32 even when the inputs are bfloat16. Here queries, keys and values
+    are laid out for the matrix products once, one (N, N) tensor a head stays
+    alive, and it is worked on in place.
     """
 
     @staticmethod
-    def forward(ctx, q, k, v, bias, scale):
-        logits = torch.matmul(q * scale, k.transpose(-2, -1))
-        probs = torch.softmax(logits.add_(bias), dim=-1)
-        ctx.save_for_backward(q, k, v, probs)
-        ctx.scale = scale
-        ctx.bias_shape = bias.shape
-        return torch.matmul(probs, v)
+    def forward(ctx, qkv, bias, scale):
+        batch, length, _, heads, dims = qkv.shape
+        # (3, B * heads, N, d), in one copy.
+        packed = qkv.permute(2, 0, 3, 1, 4).contiguous()
+        packed = packed.view(3, batch * heads, length, dims)
+        q, k, v = packed
+        logits = torch.bmm(q, k.transpose(1, 2))
+        by_head = logits.view(batch, heads, length, length).mul_(scale)
+        if bias is not None:
+            by_head.add_(bias)
+        probs = torch.ops.aten._softmax.out(logits, -1, False, out=logits)
+        ctx.save_for_backward(packed, probs)
+        ctx.scale, ctx.shape = scale, qkv.shape
+        ctx.bias_shape = None if bias is None else bias.shape
+        out = torch.bmm(probs, v).view(batch, heads, length, dims)
+        return out.transpose(1, 2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_out):
-        q, k, v, probs = ctx.saved_tensors
-        grad_v = torch.matmul(probs.transpose(-2, -1), grad_out)
-        grad_probs = torch.matmul(grad_out, v.transpose(-2, -1))
-        grad_logits = torch._softmax_backward_data(
-            grad_probs, probs, -1, probs.dtype
+        packed, probs = ctx.saved_tensors
+        batch, length, _, heads, dims = ctx.shape
+        q, k, v = packed
+        grad_out = grad_out.transpose(1, 2).reshape(-1, length, dims)
+        grads = torch.empty_like(packed)
+        torch.bmm(probs.transpose(1, 2), grad_out, out=grads[2])
+        grad_logits = torch.bmm(grad_out, v.transpose(1, 2))
+        torch.ops.aten._softmax_backward_data.out(
+            grad_logits, probs, -1, probs.dtype, grad_input=grad_logits
         )
-        grad_q = torch.matmul(grad_logits, k).mul_(ctx.scale)
-        grad_k = torch.matmul(grad_logits.transpose(-2, -1), q)
-        grad_k.mul_(ctx.scale)
-        grad_bias = grad_logits.sum_to_size(ctx.bias_shape)
-        return grad_q, grad_k, grad_v, grad_bias, None
+        torch.bmm(grad_logits, k, out=grads[0])
+        torch.bmm(grad_logits.transpose(1, 2), q, out=grads[1])
+        grads[:2].mul_(ctx.scale)
+        grads = grads.view(3, batch, heads, length, dims)
+        grad_bias = None
+        if ctx.needs_input_grad[1]:
+            grad_bias = grad_logits.view(batch, heads, length, length)
+            grad_bias = grad_bias.sum_to_size(ctx.bias_shape)
+        return grads.permute(1, 3, 0, 2, 4).contiguous(), grad_bias, None
 
 
 def attend(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
+    qkv: torch.Tensor,
     bias: torch.Tensor | None = None,
     dropout: float = 0.0,
 ) -> torch.Tensor:
     """softmax(q k^T / sqrt(d) + bias) v.
 
+    Fused kernels of ``F.scaled_dot_product_attention`` where there are any,
+    a written-out backward in training on a CPU.
+
     Args:
-        q, k, v: (B, heads, N, d).
+        qkv: (B, N, 3, heads, d): queries, keys, values.
         bias: (1 or B, heads, N, N), any floating type; None for no bias.
         dropout: Probability of dropping an attention weight.
 
     Returns:
-        (B, heads, N, d), type of ``q``.
+        (B, N, heads, d), type of ``qkv``.
     """
     if bias is not None:
-        bias = bias.to(q.dtype)
-        if (
-            bias.requires_grad
-            and q.device.type == 'cpu'
-            and not dropout
-            and not torch.compiler.is_compiling()
-        ):
-            with torch.autocast('cpu', enabled=False):
-                return _BiasedAttention.apply(
-                    q, k, v, bias, q.shape[-1] ** -0.5
-                )
-    return F.scaled_dot_product_attention(
+        bias = bias.to(qkv.dtype)
+    learned = bias is not None and bias.requires_grad
+    if (
+        qkv.device.type == 'cpu'
+        and torch.is_grad_enabled()
+        and (learned or (qkv.requires_grad and qkv.shape[1] <= SHORT))
+        and not dropout
+        and not torch.compiler.is_compiling()
+    ):
+        with torch.autocast('cpu', enabled=False):
+            return _WrittenOutAttention.apply(qkv, bias, qkv.shape[-1] ** -0.5)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    x = F.scaled_dot_product_attention(
         q, k, v, attn_mask=bias, dropout_p=dropout
     )
+    return x.transpose(1, 2)
 
 
 class RelPosAttention(RelativePositionTable):
@@ -104,7 +129,7 @@ class RelPosAttention(RelativePositionTable):
     ) -> None:
         super().__init__()
         if embed_dims % num_heads:
-            raise ValueError(
+            raise InputError(
                 f'embed_dims {embed_dims} is not a multiple of num_heads '
                 f'{num_heads}'
             )
@@ -126,7 +151,6 @@ class RelPosAttention(RelativePositionTable):
         tokens: torch.Tensor,
         grid: tuple[int, int],
         shared_bias: torch.Tensor | None = None,
-        gamma: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Mix the tokens of each image.
 
@@ -134,8 +158,6 @@ class RelPosAttention(RelativePositionTable):
             tokens: (B, 1 + L, D), class token first.
             grid: (h, w) with h * w = L.
             shared_bias: (1, heads, 1 + L, 1 + L) from a shared table.
-            gamma: (D,) LayerScale. It multiplies the weights of the output
-                projection, which are fewer than the tokens it would scale.
 
         Returns:
             (B, 1 + L, D)
@@ -147,20 +169,6 @@ class RelPosAttention(RelativePositionTable):
             bias = torch.cat((self.q_bias, zeros, self.v_bias))
         qkv = F.linear(tokens, self.qkv.weight, bias)
         qkv = qkv.view(batch, length, 3, self.num_heads, -1)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         logits_bias = self.bias(grid) if self.has_table else shared_bias
-        x = attend(
-            q, k, v, logits_bias, self.attn_drop if self.training else 0.0
-        )
-        x = x.transpose(1, 2).reshape(batch, length, dims)
-        return self.proj_drop(scaled_linear(x, self.proj, gamma))
-
-
-def scaled_linear(
-    x: torch.Tensor, linear: nn.Linear, gamma: torch.Tensor | None
-) -> torch.Tensor:
-    """gamma * linear(x), with gamma (out,) folded into the weights."""
-    if gamma is None:
-        return linear(x)
-    weight = gamma.unsqueeze(1) * linear.weight
-    return F.linear(x, weight, gamma * linear.bias)
+        x = attend(qkv, logits_bias, self.attn_drop if self.training else 0.0)
+        return self.proj_drop(self.proj(x.reshape(batch, length, dims)))

@@ -20,7 +20,8 @@ from torch import nn
 from torch.nn.init import trunc_normal_
 
 from ...checkpoints import PretrainedMixin
-from .attention import RelPosAttention, scaled_linear
+from ...errors import InputError
+from .attention import RelPosAttention
 from .patches import PatchEmbed, Size, grid_of, to_pair
 from .relative_position import (
     SharedRelativePositionBias,
@@ -58,27 +59,36 @@ class FeedForward(nn.Module):
             nn.Dropout(drop_rate),
         )
 
-    def forward(
-        self, x: torch.Tensor, gamma: torch.Tensor | None
-    ) -> torch.Tensor:
-        """(B, N, D) -> (B, N, D), scaled by LayerScale ``gamma`` (D,)."""
-        expand, contract, drop = self.layers
-        return drop(scaled_linear(expand(x), contract, gamma))
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, N, D) -> (B, N, D)"""
+        return self.layers(x)
 
 
 def add_branch(
-    x: torch.Tensor, branch: torch.Tensor, drop_path: float
+    x: torch.Tensor,
+    branch: torch.Tensor,
+    gamma: torch.Tensor | None,
+    drop_path: float,
 ) -> torch.Tensor:
-    """x + branch, the branch left out for a random share of the images.
+    """x + gamma * branch, the branch left out for a random share of images.
 
-    Stochastic depth (Huang et al., 2016): kept branches are divided by the
-    probability of being kept. One fused operation on the (B, N, D) tensors.
+    LayerScale (Touvron et al., 2021) and stochastic depth (Huang et al.,
+    2016) in one pass over the tokens: what multiplies the branch is a small
+    tensor. Kept branches are divided by the probability of being kept.
+
+    Args:
+        x, branch: (B, N, D).
+        gamma: (D,), or None for 1.
+        drop_path: Probability of leaving a branch out.
     """
-    if not drop_path:
+    factor = gamma
+    if drop_path:
+        keep = 1.0 - drop_path
+        drawn = torch.empty(x.shape[0], 1, 1, device=x.device)
+        drawn = drawn.bernoulli_(keep).div_(keep)
+        factor = drawn if gamma is None else drawn * gamma
+    if factor is None:
         return x + branch
-    keep = 1.0 - drop_path
-    shape = (x.shape[0],) + (1,) * (x.ndim - 1)
-    factor = branch.new_empty(shape).bernoulli_(keep).div_(keep)
     return torch.addcmul(x, branch, factor)
 
 
@@ -133,10 +143,10 @@ class BEiTBlock(nn.Module):
     ) -> torch.Tensor:
         """(B, 1 + L, D) -> (B, 1 + L, D); grid (h, w) with h * w = L."""
         drop_path = self.drop_path_rate if self.training else 0.0
-        branch = self.attn(self.ln1(x), grid, shared_bias, self.gamma_1)
-        x = add_branch(x, branch, drop_path)
-        branch = self.ffn(self.ln2(x), self.gamma_2)
-        return add_branch(x, branch, drop_path)
+        branch = self.attn(self.ln1(x), grid, shared_bias)
+        x = add_branch(x, branch, self.gamma_1, drop_path)
+        branch = self.ffn(self.ln2(x))
+        return add_branch(x, branch, self.gamma_2, drop_path)
 
 
 class BEiTStyleViT(PretrainedMixin, BaseBackbone):
@@ -224,19 +234,19 @@ class BEiTStyleViT(PretrainedMixin, BaseBackbone):
         super().__init__(init_cfg)
         norm_cfg = norm_cfg or dict(type='LN', eps=1e-6)
         if not with_cls_token:
-            raise ValueError(
+            raise InputError(
                 f'{type(self).__name__} needs its class token '
                 '(with_cls_token=True): the relative position tables have '
                 'rows for it'
             )
         if use_rel_pos_bias and use_shared_rel_pos_bias:
-            raise ValueError(
+            raise InputError(
                 'use_rel_pos_bias (a table in each block) and '
                 'use_shared_rel_pos_bias (one for all) exclude each other; '
                 'set one of them to False'
             )
         if out_type not in self.out_types:
-            raise ValueError(
+            raise InputError(
                 f'out_type is {out_type!r}; expected one of {self.out_types}'
             )
         self.arch_settings = self._settings(arch)
@@ -253,7 +263,7 @@ class BEiTStyleViT(PretrainedMixin, BaseBackbone):
         self.final_norm = final_norm
         self.frozen_stages = frozen_stages
         if not -1 <= frozen_stages <= self.num_layers:
-            raise ValueError(
+            raise InputError(
                 f'frozen_stages is {frozen_stages}; expected -1 to '
                 f'{self.num_layers}, the number of blocks'
             )
@@ -302,7 +312,7 @@ class BEiTStyleViT(PretrainedMixin, BaseBackbone):
             return dict(zip(self.arch_keys, self.arch_zoo[arch], strict=True))
         if isinstance(arch, dict) and set(self.arch_keys) <= set(arch):
             return dict(arch)
-        raise ValueError(
+        raise InputError(
             f'arch is {arch!r}; expected one of {tuple(self.arch_zoo)} or a '
             f'dict with the keys {self.arch_keys}'
         )
@@ -313,7 +323,7 @@ class BEiTStyleViT(PretrainedMixin, BaseBackbone):
         depth = self.num_layers
         for i in out_indices:
             if not -depth <= i < depth:
-                raise ValueError(
+                raise InputError(
                     f'out_indices holds {i}; this encoder has {depth} '
                     f'blocks, expected {-depth} to {depth - 1}'
                 )
@@ -435,7 +445,7 @@ class BEiTStyleViT(PretrainedMixin, BaseBackbone):
             return state
         side = math.isqrt(tokens)
         if side * side != tokens:
-            raise ValueError(
+            raise InputError(
                 f'{key} holds {tokens} positions, no square grid; it cannot '
                 'be resized since the file does not say its grid'
             )

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ...errors import InputError
+
 Size = int | tuple[int, int]
 
 
@@ -21,14 +23,14 @@ def grid_of(image_size: Size, patch_size: Size) -> tuple[int, int]:
     """Number of patches (rows, columns) of an image.
 
     Raises:
-        ValueError: A side of the image is not a multiple of the patch's.
+        InputError: A side of the image is not a multiple of the patch's.
     """
     image, patch = to_pair(image_size), to_pair(patch_size)
     if image[0] % patch[0] or image[1] % patch[1]:
         rows, columns = (
             max(1, round(i / p)) * p for i, p in zip(image, patch, strict=True)
         )
-        raise ValueError(
+        raise InputError(
             f'image size {image[0]}x{image[1]} (height x width) is not a '
             f'multiple of patch_size {patch[0]}x{patch[1]}. Resize, crop or '
             f'pad the images, for example to {rows}x{columns}, or '
@@ -75,7 +77,7 @@ def unpatchify(
     ph, pw = to_pair(patch_size)
     rows, columns = grid
     if length != rows * columns or values % (ph * pw):
-        raise ValueError(
+        raise InputError(
             f'patches of shape {tuple(patches.shape)} do not fill a grid of '
             f'{rows}x{columns} patches of {ph}x{pw} pixels: expected '
             f'(B, {rows * columns}, channels * {ph * pw})'
@@ -112,7 +114,7 @@ class PatchEmbed(nn.Module):
     ) -> tuple[torch.Tensor, tuple[int, int]]:
         """(B, C, H, W) -> tokens (B, L, D), grid (rows, columns)."""
         if images.ndim != 4 or images.shape[1] != self.in_channels:
-            raise ValueError(
+            raise InputError(
                 f'inputs have shape {tuple(images.shape)}; expected '
                 f'(B, {self.in_channels}, H, W). Set `in_channels` of the '
                 'backbone to the number of channels of the images.'

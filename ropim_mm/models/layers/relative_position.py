@@ -17,6 +17,8 @@ from scipy.interpolate import make_interp_spline
 from torch import nn
 from torch.nn import functional as F
 
+from ...errors import InputError
+
 NUM_CLASS_ROWS = 3
 
 
@@ -63,7 +65,7 @@ def grid_of_table(
             and nothing speaks against it.
 
     Raises:
-        ValueError: No grid, or no unambiguous one, has such a table.
+        InputError: No grid, or no unambiguous one, has such a table.
     """
     spatial = rows - NUM_CLASS_ROWS
     if index is not None:
@@ -82,7 +84,7 @@ def grid_of_table(
         ]
         if grids:
             return expected if expected in grids else grids[0]
-        raise ValueError(
+        raise InputError(
             f'a table of {rows} rows does not belong to an index of '
             f'{tuple(index.shape)}'
         )
@@ -90,7 +92,7 @@ def grid_of_table(
         return expected
     side = round(spatial**0.5)
     if spatial < 1 or side * side != spatial or side % 2 == 0:
-        raise ValueError(
+        raise InputError(
             f'a relative position bias table of {rows} rows belongs to no '
             'square grid, and the file has no relative_position_index that '
             'says which other grid it is for'
@@ -154,7 +156,7 @@ def resize_table(
     if old == new:
         return table
     if table.shape[0] != table_rows(old):
-        raise ValueError(
+        raise InputError(
             f'a table for a grid of {old[0]}x{old[1]} has '
             f'{table_rows(old)} rows, this one has {table.shape[0]}'
         )

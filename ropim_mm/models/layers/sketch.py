@@ -20,6 +20,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ...errors import InputError
+
 
 def num_buckets(num_tokens: int, ratio: float) -> int:
     """Rank of the projection: K = ceil(ratio * N), ratio in (0, 1).
@@ -28,10 +30,10 @@ def num_buckets(num_tokens: int, ratio: float) -> int:
     14.000000000000002 and gives 15 buckets.
 
     Raises:
-        ValueError: ``ratio`` is outside (0, 1).
+        InputError: ``ratio`` is outside (0, 1).
     """
     if not 0.0 < ratio < 1.0:
-        raise ValueError(
+        raise InputError(
             f'sketch_ratio is {ratio}; expected a number strictly between 0 '
             'and 1: the share of dimensions that the projection keeps'
         )
@@ -64,7 +66,7 @@ class CountSketch:
             (B, N, d), same type.
         """
         if tokens.shape[:2] != self.buckets.shape:
-            raise ValueError(
+            raise InputError(
                 f'a sketch of {tuple(self.buckets.shape)} (images, tokens) '
                 f'was applied to tokens of {tuple(tokens.shape)}'
             )
@@ -134,7 +136,7 @@ def sample_sketch(
         buckets (B, N) int64 and signs (B, N) float32.
     """
     if not 1 <= size <= num_tokens:
-        raise ValueError(
+        raise InputError(
             f'a sketch of {num_tokens} tokens cannot have {size} buckets; '
             f'expected 1 to {num_tokens}'
         )

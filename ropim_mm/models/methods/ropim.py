@@ -29,6 +29,7 @@ from mmpretrain.structures import DataSample
 from torch import nn
 from torch.nn import functional as F
 
+from ...errors import InputError
 from ...registry import MODELS
 from ..layers.beit import BEiTStyleViT
 from ..layers.patches import Size, patchify, to_pair, unpatchify
@@ -254,7 +255,7 @@ class ROPIM(BaseSelfSupervisor):
             )
             return make_sketch(buckets, signs, size, self.sketch_scale)
         if len(given) != batch or any('sketch_sign' not in s for s in given):
-            raise ValueError(
+            raise InputError(
                 f'{len(given)} of {batch} data samples carry `sketch_hash`; '
                 'expected it on all of them, each with `sketch_sign`, or on '
                 'none'
@@ -262,7 +263,7 @@ class ROPIM(BaseSelfSupervisor):
         for name in ('sketch_hash', 'sketch_sign'):
             shapes = {tuple(s.get(name).shape) for s in given}
             if shapes != {(length,)}:
-                raise ValueError(
+                raise InputError(
                     f'`{name}` has shapes {sorted(shapes)}; expected '
                     f'({length},), one entry a patch of images of '
                     f'{tuple(inputs.shape[2:])}'

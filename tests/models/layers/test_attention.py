@@ -2,31 +2,30 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ropim_mm.models.layers import RelPosAttention, attend
-from ropim_mm.models.layers.attention import scaled_linear
+from ropim_mm.models.layers import RelPosAttention, attend, attention
 
 
-def plain(q, k, v, bias):
+def plain(qkv, bias):
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
     logits = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
     if bias is not None:
         logits = logits + bias
-    return logits.softmax(-1) @ v
+    return (logits.softmax(-1) @ v).transpose(1, 2)
 
 
 def tensors(batch_of_bias=1, dtype=torch.float64):
     torch.manual_seed(0)
-    q, k, v = (
-        torch.randn(2, 7, 3, 4, dtype=dtype).transpose(1, 2) for _ in range(3)
-    )
+    qkv = torch.randn(2, 7, 3, 3, 5, dtype=dtype)
     bias = torch.randn(batch_of_bias, 3, 7, 7, dtype=dtype)
-    return [t.requires_grad_() for t in (q, k, v, bias)]
+    return [qkv.requires_grad_(), bias.requires_grad_()]
 
 
 @pytest.mark.parametrize('batch_of_bias', [1, 2])
 def test_forward_and_gradients_with_a_learned_bias(batch_of_bias):
     ours, theirs = tensors(batch_of_bias), tensors(batch_of_bias)
-    weight = torch.randn(2, 3, 7, 4, dtype=torch.float64)
+    weight = torch.randn(2, 7, 3, 5, dtype=torch.float64)
     out, expected = attend(*ours), plain(*theirs)
+    assert out.shape == (2, 7, 3, 5)
     torch.testing.assert_close(out, expected)
     (out * weight).sum().backward()
     (expected * weight).sum().backward()
@@ -34,29 +33,47 @@ def test_forward_and_gradients_with_a_learned_bias(batch_of_bias):
         torch.testing.assert_close(a.grad, b.grad)
 
 
-def test_without_gradient_or_bias():
-    q, k, v, bias = (t.detach() for t in tensors())
-    torch.testing.assert_close(attend(q, k, v, bias), plain(q, k, v, bias))
-    torch.testing.assert_close(attend(q, k, v), plain(q, k, v, None))
+@pytest.mark.parametrize('short', [0, 512])
+@pytest.mark.parametrize('constant', [True, False])
+def test_gradients_without_a_learned_bias(short, constant, monkeypatch):
+    monkeypatch.setattr(attention, 'SHORT', short)
+    (ours, bias), (theirs, _) = tensors(), tensors()
+    bias = bias.detach() if constant else None
+    attend(ours, bias).square().sum().backward()
+    plain(theirs, bias).square().sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_without_gradients():
+    qkv, bias = (t.detach() for t in tensors())
+    torch.testing.assert_close(attend(qkv, bias), plain(qkv, bias))
+    torch.testing.assert_close(attend(qkv), plain(qkv, None))
+
+
+def test_inputs_are_left_as_they_are():
+    qkv, bias = tensors()
+    before = qkv.detach().clone(), bias.detach().clone()
+    attend(qkv, bias).sum().backward()
+    assert torch.equal(qkv, before[0]) and torch.equal(bias, before[1])
 
 
 def test_bfloat16_under_autocast():
-    q, k, v, bias = tensors(dtype=torch.float32)
+    qkv, bias = tensors(dtype=torch.float32)
     with torch.autocast('cpu', dtype=torch.bfloat16):
-        out = attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), bias)
+        out = attend(qkv.bfloat16(), bias)
         out.float().sum().backward()
     assert out.dtype == torch.bfloat16
     torch.testing.assert_close(
-        out.float(), plain(q, k, v, bias), rtol=0.05, atol=0.05
+        out.float(), plain(qkv, bias), rtol=0.05, atol=0.05
     )
     assert bias.grad.dtype == torch.float32
 
 
 def test_dropout_of_weights():
     torch.manual_seed(0)
-    q, k, v, bias = tensors()
-    dropped = attend(q, k, v, bias, dropout=0.5)
-    assert not torch.allclose(dropped, plain(q, k, v, bias))
+    qkv, bias = tensors()
+    dropped = attend(qkv, bias, dropout=0.5)
+    assert not torch.allclose(dropped, plain(qkv, bias))
 
 
 @pytest.mark.parametrize('qkv_bias', ['qv_bias', True, False])
@@ -65,28 +82,19 @@ def test_layer_against_its_equation(qkv_bias):
     layer = RelPosAttention(8, 2, grid=(2, 3), qkv_bias=qkv_bias)
     for p in layer.parameters():
         torch.nn.init.normal_(p)
-    x, gamma = torch.randn(2, 7, 8), torch.randn(8)
+    x = torch.randn(2, 7, 8)
     qkv = x @ layer.qkv.weight.T
     if qkv_bias == 'qv_bias':
         zeros = torch.zeros(8)
         qkv = qkv + torch.cat((layer.q_bias, zeros, layer.v_bias))
     elif qkv_bias:
         qkv = qkv + layer.qkv.bias
-    q, k, v = qkv.view(2, 7, 3, 2, 4).permute(2, 0, 3, 1, 4)
     table = layer.relative_position_bias_table
     bias = table[layer.relative_position_index].permute(2, 0, 1)[None]
-    mixed = plain(q, k, v, bias).transpose(1, 2).flatten(2)
-    expected = gamma * F.linear(mixed, layer.proj.weight, layer.proj.bias)
+    mixed = plain(qkv.view(2, 7, 3, 2, 4), bias).flatten(2)
+    expected = F.linear(mixed, layer.proj.weight, layer.proj.bias)
     torch.testing.assert_close(
-        layer(x, (2, 3), None, gamma), expected, rtol=1e-4, atol=1e-4
-    )
-
-
-def test_gamma_folded_into_the_weights():
-    linear = torch.nn.Linear(5, 4)
-    x, gamma = torch.randn(3, 5), torch.randn(4)
-    torch.testing.assert_close(
-        scaled_linear(x, linear, gamma), gamma * linear(x)
+        layer(x, (2, 3)), expected, rtol=1e-4, atol=1e-4
     )
 
 

@@ -148,7 +148,7 @@ def test_no_initial_weight_lands_on_a_far_cut():
 def test_drop_path_leaves_out_whole_images_and_keeps_the_mean():
     torch.manual_seed(0)
     x, branch = torch.zeros(4000, 2, 3), torch.ones(4000, 2, 3)
-    out = add_branch(x, branch, 0.25)
+    out = add_branch(x, branch, None, 0.25)
     values = out.flatten(1)
     assert (values == values[:, :1]).all()
     torch.testing.assert_close(
@@ -160,6 +160,19 @@ def test_drop_path_leaves_out_whole_images_and_keeps_the_mean():
     model = build(drop_path_rate=0.9).eval()
     images = torch.randn(1, 3, 16, 24)
     assert torch.equal(model(images)[0], model(images)[0])
+
+
+@pytest.mark.parametrize('drop_path', [0.0, 0.5])
+def test_layer_scale_multiplies_the_branch(drop_path):
+    x, branch, gamma = (torch.randn(s) for s in ((64, 2, 3), (64, 2, 3), 3))
+    gamma.requires_grad_()
+    torch.manual_seed(0)
+    out = add_branch(x, branch, gamma, drop_path)
+    torch.manual_seed(0)
+    dropped = add_branch(torch.zeros_like(x), branch, None, drop_path)
+    torch.testing.assert_close(out, x + gamma * dropped)
+    out.sum().backward()
+    torch.testing.assert_close(gamma.grad, dropped.sum((0, 1)))
 
 
 def test_layer_depths():
