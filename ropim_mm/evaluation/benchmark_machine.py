@@ -16,9 +16,9 @@ _SIZE = {'cpu': 2048, 'cuda': 8192}
 _SECONDS = 0.1
 
 
-def device_name(device: torch.device) -> str:
-    """What the machine calls its processor or its accelerator."""
-    if device.type == 'cuda':
+def device_name(device: torch.device | None = None) -> str:
+    """What the machine calls its accelerator, or its processor if None."""
+    if device is not None and device.type == 'cuda':
         return torch.cuda.get_device_name(device)
     try:
         for line in Path('/proc/cpuinfo').read_text().splitlines():

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
@@ -35,13 +36,13 @@ from ropim_mm.engine.distributed import LaunchError
 from ropim_mm.engine.optimizer import DTYPES
 from ropim_mm.models import ROPIM
 
+from .benchmark_loader import training_pipeline
 from .benchmark_machine import MatrixRate, resident_memory, synchronize
 
 # A timing takes at least so long, in as many steps as needed.
 MIN_SECONDS = 0.3
 # Operations of a step are counted with no more images than this.
 COUNTED_IMAGES = 32
-SYNTHETIC_SIZE = (256, 256)
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class TrainingStep:
 
     def __init__(self, spec: StepSpec) -> None:
         self.spec = spec
-        cfg = launch.load_config(spec.config, spec.options)
+        cfg = launch.load_config(spec.config, deepcopy(spec.options))
         for name in ('model', 'train_dataloader', 'optim_wrapper'):
             if cfg.get(name) is None:
                 raise LaunchError(
@@ -165,20 +166,23 @@ def synthetic_batch(cfg: Config, batch_size: int) -> dict:
     pipeline = Compose(
         [
             step
-            for step in _pipeline(loader.dataset)
-            if not str(step.type).rpartition('.')[2].startswith('LoadImage')
+            for step in training_pipeline(cfg)
+            if not step['type'].rpartition('.')[2].startswith('LoadImage')
         ]
     )
+    size = cfg.model.get('backbone', {}).get('img_size', 224)
+    size = (size, size) if isinstance(size, int) else tuple(size)
     classes = cfg.model.get('head', {}).get('num_classes') or 1
     rng = np.random.default_rng(0)
     samples = []
-    for _ in range(batch_size):
-        image = rng.integers(256, size=(*SYNTHETIC_SIZE, 3), dtype=np.uint8)
+    for index in range(batch_size):
+        image = rng.integers(256, size=(*size, 3), dtype=np.uint8)
         sample = dict(
             img=image,
             img_path='random',
-            img_shape=SYNTHETIC_SIZE,
-            ori_shape=SYNTHETIC_SIZE,
+            sample_idx=index,
+            img_shape=size,
+            ori_shape=size,
             gt_label=int(rng.integers(classes)),
         )
         try:
@@ -193,20 +197,6 @@ def synthetic_batch(cfg: Config, batch_size: int) -> dict:
     collate = dict(loader.get('collate_fn') or dict(type='default_collate'))
     function = FUNCTIONS.get(collate.pop('type'))
     return partial(function, **collate)(samples)
-
-
-def _pipeline(dataset: dict) -> list[dict]:
-    while 'pipeline' not in dataset:
-        inner = (
-            dataset.get('dataset') or (dataset.get('datasets') or [None])[0]
-        )
-        if inner is None:
-            raise LaunchError(
-                f'train_dataloader.dataset ({dataset.get("type")}) has no '
-                'pipeline: expected it there or in a dataset that it wraps'
-            )
-        dataset = inner
-    return dataset['pipeline']
 
 
 def _set_dtype(cfg: Config, dtype: str | None) -> torch.dtype:
@@ -398,7 +388,7 @@ def _resident_peak(spec: StepSpec, threads: int | None) -> int:
     MMLogger.get_current_instance().setLevel('WARNING')
     if threads:
         torch.set_num_threads(threads)
-    launch.load_config(spec.config, spec.options)  # its imports
+    launch.load_config(spec.config, deepcopy(spec.options))  # its imports
     before, _ = resident_memory()
     TrainingStep(spec)
     return resident_memory()[1] - before

@@ -1,0 +1,116 @@
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from ropim_mm.engine.distributed import LaunchError
+from ropim_mm.evaluation.benchmark_loader import (
+    EndlessSampler,
+    LoaderSpec,
+    build_loader,
+    compare,
+    count_images,
+    images_per_second,
+)
+
+
+@pytest.fixture(scope='module')
+def config(request):
+    name = 'ropim/ropim_vit-base-p16_8xb128-amp-coslr-300e_in1k.py'
+    return str(request.config.rootpath / 'configs' / name)
+
+
+@pytest.fixture
+def options(tmp_path):
+    """Eight grey images of 40 px, cropped to 16."""
+    (tmp_path / 'train').mkdir()
+    for i in range(8):
+        pixels = np.full((40, 40, 3), 100, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / 'train' / f'{i}.png')
+    return {
+        'train_dataloader.dataset.data_root': str(tmp_path),
+        'train_dataloader.dataset.pipeline.1.scale': 16,
+    }
+
+
+def test_delivers_what_training_gets(config, options):
+    loader = build_loader(LoaderSpec(config, options, 0, batch_size=3))
+    iterator = iter(loader)
+    for _ in range(8):  # three epochs' worth: no end
+        batch = next(iterator)
+        assert batch['inputs'].shape == (3, 3, 16, 16)
+        assert batch['inputs'].dtype == torch.uint8
+        assert count_images(batch) == 3
+
+
+def test_workers_of_the_config(config, options):
+    loader = build_loader(LoaderSpec(config, options, 2, batch_size=2))
+    assert loader.num_workers == 2
+    assert not loader.persistent_workers
+    assert loader.multiprocessing_context.get_start_method() == 'fork'
+    first, second = compare([loader, loader], rounds=2, batches=3)
+    assert len(first) == len(second) == 2
+    assert min(first + second) > 0
+
+
+def test_torchvision_reference(config, options):
+    spec = LoaderSpec(config, options, 0, batch_size=4, reference=True)
+    loader = build_loader(spec)
+    assert len(loader.dataset) == 8
+    images = next(iter(loader))
+    assert images.shape == (4, 3, 16, 16)
+    assert count_images(images) == 4
+    mean = torch.tensor([0.485, 0.456, 0.406])
+    std = torch.tensor([0.229, 0.224, 0.225])
+    expected = ((100 / 255 - mean) / std).view(1, 3, 1, 1)
+    assert torch.allclose(images, expected.expand_as(images), atol=1e-6)
+
+
+def test_torchvision_reference_needs_a_crop(config, options):
+    options['train_dataloader.dataset.pipeline'] = [
+        dict(type='ropim_mm.LoadImage'),
+        dict(type='PackInputs'),
+    ]
+    del options['train_dataloader.dataset.pipeline.1.scale']
+    with pytest.raises(LaunchError, match='needs a RandomResizedCrop'):
+        build_loader(LoaderSpec(config, options, reference=True))
+
+
+def test_missing_folder(config, tmp_path):
+    path = str(tmp_path / 'nowhere')
+    options = {'train_dataloader.dataset.data_root': path}
+    with pytest.raises(LaunchError, match=f'data_root: {path} not found'):
+        build_loader(LoaderSpec(config, options))
+
+
+def test_endless_sampler_starts_again():
+    sampler = EndlessSampler(range(3))
+    for _ in range(2):
+        iterator = iter(sampler)
+        for _ in range(2):
+            assert {next(iterator) for _ in range(3)} == {0, 1, 2}
+
+
+class Slow(Dataset):
+    """Fifty images a second at most."""
+
+    def __len__(self) -> int:
+        return 1000
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        time.sleep(0.02)
+        return torch.zeros(1)
+
+
+@pytest.mark.parametrize('workers', [0, 1, 2])
+def test_batches_made_beforehand_do_not_count(workers):
+    """No more than the workers can make, however many lie ready."""
+    loader = DataLoader(
+        Slow(), 2, num_workers=workers, prefetch_factor=8 if workers else None
+    )
+    rate = images_per_second(loader, 10)
+    assert rate < 1.3 * 50 * max(1, workers)
+    assert rate > 5

@@ -1,0 +1,360 @@
+import time
+from copy import deepcopy
+
+import pytest
+import torch
+from mmengine.logging import MMLogger
+
+from ropim_mm.engine import launch
+from ropim_mm.engine.distributed import LaunchError
+from ropim_mm.evaluation import benchmark_step
+from ropim_mm.evaluation.benchmark_machine import (
+    MatrixRate,
+    device_name,
+    resident_memory,
+    usable_cores,
+)
+from ropim_mm.evaluation.benchmark_step import (
+    ProjectionClock,
+    StepSpec,
+    Timing,
+    TrainingStep,
+    compare,
+    profile_table,
+    synthetic_batch,
+)
+from ropim_mm.models.layers.sketch import CountSketch
+
+D, LAYERS, HIDDEN, PATCH, SIDE = 32, 2, 48, 8, 32
+ARCH = dict(
+    _delete_=True,
+    embed_dims=D,
+    num_layers=LAYERS,
+    num_heads=2,
+    feedforward_channels=HIDDEN,
+)
+SMALL = {
+    'model.backbone.arch': ARCH,
+    'model.backbone.img_size': SIDE,
+    'model.backbone.patch_size': PATCH,
+    'model.head.patch_size': PATCH,
+    'train_dataloader.dataset.pipeline.1.scale': SIDE,
+}
+ROPIM = {
+    **SMALL,
+    'model.neck.embed_dims': D,
+    'model.neck.patch_size': PATCH,
+}
+SIMMIM = {
+    **SMALL,
+    'model.neck.in_channels': D,
+    'model.neck.encoder_stride': PATCH,
+    'train_dataloader.dataset.pipeline.3.input_size': SIDE,
+    'train_dataloader.dataset.pipeline.3.mask_patch_size': PATCH,
+    'train_dataloader.dataset.pipeline.3.model_patch_size': PATCH,
+}
+MAE = {
+    **SMALL,
+    'model.neck.patch_size': PATCH,
+    'model.neck.embed_dim': D,
+    'model.neck.num_patches': (SIDE // PATCH) ** 2,
+    'model.neck.decoder_embed_dim': 16,
+    'model.neck.decoder_depth': 1,
+    'model.neck.decoder_num_heads': 2,
+}
+
+
+@pytest.fixture(autouse=True, scope='module')
+def quiet():
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel('WARNING')
+    yield
+    logger.setLevel(level)
+
+
+@pytest.fixture(scope='module')
+def configs(request):
+    root = request.config.rootpath / 'configs'
+    schedule = 'p16_8xb128-amp-coslr-300e_in1k.py'
+    return dict(
+        ropim=str(root / f'ropim/ropim_vit-base-{schedule}'),
+        simmim=str(root / f'peers/beit-simmim_vit-base-{schedule}'),
+        mae=str(root / f'peers/mae_vit-base-{schedule}'),
+        finetune=str(
+            root / 'ropim/benchmarks/vit-base-p16_8xb128-coslr-100e_in1k.py'
+        ),
+    )
+
+
+@pytest.fixture(autouse=True)
+def short_timings(monkeypatch):
+    monkeypatch.setattr(benchmark_step, 'MIN_SECONDS', 0.0)
+
+
+@pytest.fixture
+def ropim(configs):
+    return TrainingStep(StepSpec(configs['ropim'], ROPIM, 4, 'float32'))
+
+
+def expected_flops(images: int) -> int:
+    """Two operations a multiply-add; backward is twice forward, except that
+    the image needs no gradient."""
+    patches = (SIDE // PATCH) ** 2
+    n = patches + 1
+    pixels = 3 * PATCH**2
+    embed = 2 * patches * pixels * D
+    block = 2 * n * D * (3 * D + D + 2 * HIDDEN) + 2 * 2 * n * n * D
+    decode = 2 * patches * D * pixels
+    return images * (2 * embed + 3 * (LAYERS * block + decode))
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize(
+    'name, options', [('ropim', ROPIM), ('simmim', SIMMIM)]
+)
+def test_operations_are_those_of_a_vit(configs, name, options, dtype):
+    step = TrainingStep(StepSpec(configs[name], options, 4, dtype))
+    assert step.flops == expected_flops(4)
+    assert step.dtype == getattr(torch, dtype)
+    assert step.optim_wrapper.cast_dtype == step.dtype
+
+
+def test_operations_of_a_large_batch(configs, monkeypatch):
+    monkeypatch.setattr(benchmark_step, 'COUNTED_IMAGES', 2)
+    step = TrainingStep(StepSpec(configs['ropim'], ROPIM, 6))
+    assert step.flops == expected_flops(6)
+    assert step.dtype == torch.bfloat16  # that of the config
+
+
+def test_a_step_trains(ropim):
+    name = 'backbone.layers.0.ffn.layers.1.weight'
+    before = ropim.model.get_parameter(name).clone()
+    assert ropim.seconds(1)[0] > 0
+    assert not torch.equal(ropim.model.get_parameter(name), before)
+    assert ropim.model.get_parameter(name).grad is None  # zeroed
+
+
+def test_text_says_what_was_measured(ropim, configs):
+    parameters = sum(p.numel() for p in ropim.model.parameters())
+    assert str(ropim) == (
+        f'{configs["ropim"]}: ROPIM, {parameters / 1e6:.1f} M parameters, '
+        '4x3x32x32 uint8'
+    )
+
+
+def test_batch_is_what_the_pipeline_packs(configs):
+    cfg = launch.load_config(configs['simmim'], deepcopy(SIMMIM))
+    step = TrainingStep(StepSpec(configs['simmim'], SIMMIM, 3))
+    inputs, samples = step.batch['inputs'], step.batch['data_samples']
+    assert inputs.dtype == torch.uint8
+    assert inputs.shape == (3, 3, SIDE, SIDE)
+    ratio = cfg.train_dataloader.dataset.pipeline[3].mask_ratio
+    for sample in samples:
+        assert sample.mask.shape == (4, 4)
+        assert sample.mask.sum() == -(-16 * ratio // 1)
+
+
+@pytest.mark.parametrize('name, options', [
+    ('mae', MAE),
+    ('finetune', {
+        key: value for key, value in SMALL.items() if 'head' not in key
+    } | {'model.head.in_channels': D}),
+])  # fmt: skip
+def test_other_models(configs, name, options):
+    """Labels, batch augmentation and an `init_cfg` that names no file."""
+    step = TrainingStep(StepSpec(configs[name], options, 4))
+    assert step.flops > 0
+    assert step.seconds(1)[0] > 0
+
+
+def test_pipeline_that_needs_more_than_an_image(configs):
+    cfg = launch.load_config(configs['ropim'], deepcopy(ROPIM))
+    cfg.train_dataloader.dataset.pipeline[1] = dict(
+        type='Collect', keys=['regions']
+    )
+    with pytest.raises(LaunchError, match="an image and a label .*'regions'"):
+        with benchmark_step.MODELS.switch_scope_and_registry('mmpretrain'):
+            synthetic_batch(cfg, 1)
+
+
+def test_missing_field(tmp_path):
+    path = tmp_path / 'empty.py'
+    path.write_text('model = dict()\n')
+    with pytest.raises(LaunchError, match='empty.py has no train_dataloader'):
+        TrainingStep(StepSpec(str(path)))
+
+
+def test_compiled_model_is_the_one_that_runs(configs, monkeypatch):
+    calls = []
+
+    def compiler(forward):
+        def compiled(*args, **kwargs):
+            calls.append(kwargs['mode'])
+            return forward(*args, **kwargs)
+
+        return compiled
+
+    monkeypatch.setattr(torch, 'compile', compiler)
+    spec = StepSpec(configs['ropim'], ROPIM, 2, compile=True)
+    step = TrainingStep(spec)
+    warm_up = len(calls)
+    step()
+    assert warm_up >= 3
+    assert calls == ['loss'] * (warm_up + 1)
+    assert step.flops == expected_flops(2)  # counted before compiling
+    assert not ProjectionClock.applies_to(step)
+
+
+def test_rounds_take_turns(ropim, monkeypatch):
+    order = []
+    other = type(ropim).__new__(type(ropim))
+    other.__dict__.update(ropim.__dict__)
+    monkeypatch.setattr(ropim, 'seconds', lambda: (order.append('A'), 1.0))
+    monkeypatch.setattr(other, 'seconds', lambda: (order.append('B'), 2.0))
+    monkeypatch.setattr(
+        benchmark_step, 'MatrixRate', lambda *args: lambda: 1e9
+    )
+    seen = []
+    a, b = compare([ropim, other], 3, lambda number, _: seen.append(number))
+    assert order == ['A', 'B'] * 3
+    assert seen == [0, 1, 2]
+    assert (a.cpu_seconds, b.cpu_seconds) == ([1.0] * 3, [2.0] * 3)
+    assert a.rates == [1e9] * 3
+
+
+def test_summary():
+    timing = Timing(
+        seconds=[1.0, 4.0, 2.0],
+        cpu_seconds=[1.0, 1.5, 2.0],
+        rates=[8e9, 4e9, 10e9],
+        flops=8_000_000_000,
+        images=16,
+    )
+    assert timing.fractions == pytest.approx([1.0, 0.5, 0.4])
+    assert timing.summary() == pytest.approx(
+        dict(
+            seconds=2.0,
+            seconds_minimum=1.0,
+            cpu_seconds=1.5,
+            images_per_second=8.0,
+            gflop_per_image=0.5,
+            matrix_gflop_per_second=8.0,
+            matrix_gflop_per_second_best=10.0,
+            fraction=0.5,
+            fraction_of_best=0.8,
+        )
+    )
+
+
+class SlowBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        time.sleep(0.05)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        time.sleep(0.1)
+        return grad
+
+
+def test_projection_clock_sees_forward_and_backward(ropim, monkeypatch):
+    project = CountSketch.project
+    monkeypatch.setattr(
+        CountSketch, 'project', lambda s, x: SlowBackward.apply(project(s, x))
+    )
+    clock = ProjectionClock(ropim)
+    start = time.perf_counter()
+    (share,) = clock.shares(1)
+    elapsed = time.perf_counter() - start
+    # Of the tokens and of the residual: twice 0.15 s.
+    assert 0.3 < share * elapsed < elapsed
+    assert share > 0.5
+
+
+def test_projection_clock_leaves_out_the_rest(ropim, monkeypatch):
+    update, layer = ropim.optim_wrapper.step, ropim.model.backbone.layers[0]
+    monkeypatch.setattr(
+        ropim.optim_wrapper, 'step', lambda: (time.sleep(0.5), update())
+    )
+    handle = layer.register_forward_hook(
+        lambda module, args, out: SlowBackward.apply(out)
+    )
+    clock = ProjectionClock(ropim)
+    start = time.perf_counter()
+    shares = clock.shares(2)
+    elapsed = time.perf_counter() - start
+    handle.remove()
+    assert all(0 < share < 1 for share in shares)
+    # 0.65 s a step are spent elsewhere.
+    assert sum(shares) / 2 * elapsed < elapsed - 2 * 0.65
+    assert 'projections' not in vars(ropim.model)
+    assert 'loss' not in vars(ropim.model.head)
+
+
+def test_projection_clock_does_not_change_the_numbers(ropim):
+    data = ropim.model.data_preprocessor(ropim.batch, True)
+    losses, grads = [], []
+
+    def run() -> None:
+        torch.manual_seed(0)
+        loss = ropim.model(**data, mode='loss')['loss']
+        loss.backward()
+        losses.append(loss.detach())
+        weight = ropim.model.backbone.patch_embed.projection.weight
+        grads.append(weight.grad)
+        ropim.model.zero_grad()
+
+    run()
+    clock = ProjectionClock(ropim)
+    clock.step = type('Step', (), dict(
+        model=ropim.model, device=ropim.device, __call__=lambda s: run()
+    ))()  # fmt: skip
+    clock.shares(1)
+    assert torch.equal(*losses)
+    assert torch.equal(*grads)
+
+
+def test_profile_names_operators(ropim):
+    assert 'aten::addmm' in profile_table(ropim, rows=40)
+
+
+def test_matrix_rate(monkeypatch):
+    rate = MatrixRate(torch.float32, torch.device('cpu'))
+    assert rate() > 1e8
+    assert rate.size == 2048
+    times = iter([4.0, 2.0, 8.0])
+    rate._count = 3
+    monkeypatch.setattr(rate, '_seconds', lambda count: next(times))
+    assert rate() == 2 * 2048**3 * 3 / 2.0
+
+
+def test_resident_memory_sees_an_allocation():
+    before, _ = resident_memory()
+    block = bytearray(b'x') * (64 << 20)
+    now, peak = resident_memory()
+    assert now - before > 60 << 20
+    del block
+    # Linux counts a few pages a thread late.
+    assert peak > now - (4 << 20)
+    assert resident_memory()[1] - before > 56 << 20
+
+
+def test_machine_has_a_name_and_cores():
+    assert device_name()
+    assert usable_cores() >= 1
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(configs):
+    torch.cuda.empty_cache()
+    small = TrainingStep(StepSpec(configs['ropim'], ROPIM, 4))
+    large = TrainingStep(StepSpec(configs['ropim'], ROPIM, 64))
+    parameters = sum(p.numel() for p in small.model.parameters())
+    # Weights, gradients, two moments; more images, more activations.
+    assert small.memory >= 4 * 4 * parameters
+    assert large.memory > small.memory
+    assert small.flops == expected_flops(4)
+    assert small.batch['inputs'].is_pinned()
+    assert all(0 < share < 1 for share in ProjectionClock(small).shares(3))

@@ -1,0 +1,109 @@
+"""The benchmark tools, by command line in processes of their own."""
+
+import json
+from statistics import median
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+def test_step_of_a_config_against_itself(call, configs, tmp_path):
+    config, result = configs['pretrain'], tmp_path / 'out' / 'step.json'
+    output = call(
+        'analysis_tools/benchmark_step.py',
+        config,
+        '--vs',
+        config,
+        '--batch-size',
+        8,
+        '--dtype',
+        'fp32',
+        '--iters',
+        5,
+        '--threads',
+        1,
+        '--profile',
+        '--json',
+        result,
+    )
+    report = json.loads(result.read_text())
+    assert report['threads'] == 1
+    assert f'{report["device"]}, 1 CPU thread(s), torch' in output
+    assert 0.5 < median(report['ratios']) < 2
+    assert len(report['ratios']) == len(report['cpu_ratios']) == 5
+    for letter, one in zip('AB', report['results'], strict=True):
+        assert f'{letter}: {config}: ROPIM' in output
+        assert one['dtype'] == 'float32'
+        assert len(one['rounds']) == len(one['matrix_rates']) == 5
+        assert 0 < one['fraction'] < 1.5
+        assert one['images_per_second'] == 8 / one['seconds']
+        assert 0 < one['projection_share'] < 1
+        # A model of 16 thousand parameters needs no gigabyte, but something.
+        assert 0.001 < one['peak_memory_gib'] < 1
+        share = f'{one["projection_share"]:.2%} of the step'
+        assert f'{letter}: projection and loss: {share}' in output
+    ratio = f'median {median(report["ratios"]):.3f}'
+    assert f'time A / time B, pair by pair: {ratio}' in output
+    assert output.count('Self CPU time total') == 2
+
+
+def test_step_without_memory_or_projection(call, configs):
+    output = call(
+        'analysis_tools/benchmark_step.py',
+        configs['finetune'],
+        '--iters',
+        1,
+        '--no-memory',
+        '--cfg-options',
+        'model.backbone.drop_path_rate=0.1',
+    )
+    assert 'ImageClassifier' in output
+    assert 'trained in float32' in output
+    lines = [line.split() for line in output.splitlines()]
+    assert ['peak', 'memory', '-'] in lines
+    assert ['projection', 'and', 'loss', '-'] in lines
+
+
+def test_step_of_no_config(call):
+    output = call('analysis_tools/benchmark_step.py', 'no.py', status=1)
+    assert 'error: config file no.py not found' in output
+    assert 'Traceback' not in output
+
+
+def test_loader_of_a_config_against_itself(call, configs, tmp_path):
+    config, result = configs['pretrain'], tmp_path / 'loader.json'
+    output = call(
+        'analysis_tools/benchmark_loader.py',
+        config,
+        '--vs',
+        config,
+        '--workers',
+        2,
+        '--batches',
+        20,
+        '--rounds',
+        3,
+        '--json',
+        result,
+    )
+    report = json.loads(result.read_text())
+    assert 0.3 < median(report['ratios']) < 3
+    for letter, one in zip('AB', report['results'], strict=True):
+        total = one['images_per_second']
+        assert total == 2 * one['images_per_second_per_worker']
+        assert len(one['rounds']) == 3
+        line = f'{letter}: {total:.1f} images/s, {total / 2:.1f} a worker'
+        assert line in output
+
+
+def test_loader_without_data(call, configs, tmp_path):
+    output = call(
+        'analysis_tools/benchmark_loader.py',
+        configs['pretrain'],
+        '--cfg-options',
+        f'train_dataloader.dataset.data_root={tmp_path}/none',
+        status=1,
+    )
+    assert f'{tmp_path}/none not found' in output
+    assert 'Traceback' not in output

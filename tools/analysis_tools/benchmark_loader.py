@@ -1,0 +1,153 @@
+"""Measure the images/s that the workers of a training loader deliver.
+
+With --vs two loaders have their turns one after the other, each with workers
+of its own, and the ratio is printed pair by pair. The first round also reads
+the files into memory where they fit.
+"""
+
+import argparse
+import json
+import os
+from statistics import median
+
+from mmengine.config import DictAction
+from mmengine.logging import MMLogger
+
+from ropim_mm.engine import launch
+from ropim_mm.evaluation.benchmark_loader import (
+    TORCHVISION,
+    LoaderSpec,
+    build_loader,
+    compare,
+)
+from ropim_mm.evaluation.benchmark_machine import device_name, usable_cores
+
+
+def natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f'{value} is negative')
+    return value
+
+
+def positive(text: str) -> int:
+    value = natural(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError('0 is not positive')
+    return value
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file (A)')
+    parser.add_argument(
+        '--vs',
+        metavar='CONFIG',
+        help='another one (B), or "torchvision": the images of A decoded by '
+        'Pillow, cropped, flipped and normalised by torchvision',
+    )
+    parser.add_argument(
+        '--workers',
+        type=natural,
+        default=1,
+        metavar='N',
+        help='worker processes (default 1; 0 loads in the main process)',
+    )
+    parser.add_argument(
+        '--batches',
+        type=positive,
+        default=10,
+        metavar='N',
+        help='timed batches a turn, after the warm-up (default 10)',
+    )
+    parser.add_argument(
+        '--rounds',
+        type=positive,
+        default=5,
+        metavar='N',
+        help='turns of each loader (default 5)',
+    )
+    parser.add_argument(
+        '--batch-size',
+        type=positive,
+        metavar='N',
+        help='images a batch; default: that of the config',
+    )
+    parser.add_argument('--json', metavar='FILE', help='write the results')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='change fields of both configs',
+    )
+    return parser.parse_args()
+
+
+def measure(args: argparse.Namespace) -> dict:
+    names = [args.config] + ([args.vs] if args.vs else [])
+    loaders = [
+        build_loader(
+            LoaderSpec(
+                args.config if name == TORCHVISION else name,
+                args.cfg_options or {},
+                args.workers,
+                args.batch_size,
+                reference=name == TORCHVISION,
+            )
+        )
+        for name in names
+    ]
+    report = dict(
+        processor=device_name(),
+        cores=usable_cores(),
+        workers=args.workers,
+        results=[],
+    )
+    print(
+        f'{report["processor"]}, {report["cores"]} core(s), '
+        f'{args.workers} worker process(es)'
+    )
+    for letter, name, loader in zip('AB', names, loaders, strict=False):
+        print(f'{letter}: {name}, {len(loader.dataset)} images')
+    rates = compare(loaders, args.rounds, args.batches)
+    for letter, name, values in zip('AB', names, rates, strict=False):
+        total, each = median(values), max(1, args.workers)
+        report['results'].append(
+            dict(
+                name=name,
+                images_per_second=total,
+                images_per_second_per_worker=total / each,
+                images_per_second_best=max(values),
+                rounds=values,
+            )
+        )
+        print(
+            f'{letter}: {total:.1f} images/s, {total / each:.1f} a worker '
+            f'(median of {len(values)} rounds, {min(values):.1f} to '
+            f'{max(values):.1f} in all)'
+        )
+    if args.vs:
+        report['ratios'] = [a / b for a, b in zip(*rates, strict=True)]
+        pairs = ' '.join(f'{ratio:.3f}' for ratio in report['ratios'])
+        print(
+            f'images/s of A / images/s of B, pair by pair: {pairs}; median '
+            f'{median(report["ratios"]):.3f}'
+        )
+    return report
+
+
+def main() -> None:
+    args = parse_args()
+    MMLogger.get_current_instance().setLevel('WARNING')
+    with launch.report_errors():
+        report = measure(args)
+    if args.json:
+        os.makedirs(os.path.dirname(args.json) or '.', exist_ok=True)
+        with open(args.json, 'w', encoding='utf-8') as file:
+            json.dump(report, file, indent=2)
+            file.write('\n')
+
+
+if __name__ == '__main__':
+    main()
