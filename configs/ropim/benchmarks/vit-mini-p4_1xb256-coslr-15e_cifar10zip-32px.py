@@ -65,6 +65,4 @@ param_scheduler = [
 
 train_cfg = dict(max_epochs=15, val_interval=5)
 auto_scale_lr = dict(base_batch_size=256)
-default_hooks = dict(
-    logger=dict(interval=20), checkpoint=dict(max_keep_ckpts=1)
-)
+default_hooks = dict(logger=dict(interval=20))
