@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 
 import mmengine
@@ -85,7 +86,8 @@ def load_config(path: str, options: dict | None = None) -> Config:
     except FileNotFoundError as error:
         raise LaunchError(f'config {path}: {error}') from error
     try:
-        cfg.merge_from_dict(options or {})
+        # MMEngine takes `_delete_` out of what it is given.
+        cfg.merge_from_dict(deepcopy(options or {}))
     except (KeyError, TypeError, IndexError) as error:
         raise LaunchError(
             f'--cfg-options does not fit {path}: {error}'
