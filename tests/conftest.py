@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 
 torch.set_num_threads(1)
 
@@ -30,6 +31,13 @@ def shared() -> Path:
             'images; set ROPIM_MM_SHARED to where it is'
         )
     return path
+
+
+@pytest.fixture(autouse=True)
+def no_default_scope():
+    """Runners leave their default scope behind, for all that follows."""
+    yield
+    DefaultScope._instance_dict.clear()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -169,6 +169,12 @@ class ROPIM(BaseSelfSupervisor):
         data_preprocessor: dict | nn.Module | None = None,
         init_cfg: dict | list | None = None,
     ) -> None:
+        if not isinstance(data_preprocessor, nn.Module):
+            # By its full name, found whatever framework the config is for.
+            data_preprocessor = dict(
+                dict(type='mmpretrain.SelfSupDataPreprocessor'),
+                **(data_preprocessor or {}),
+            )
         super().__init__(
             backbone=backbone,
             neck=neck,

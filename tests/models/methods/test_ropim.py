@@ -1,5 +1,6 @@
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 from mmpretrain.models import BEiTViT
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
@@ -165,6 +166,13 @@ def test_checkpoint_is_also_mmpretrains():
     )
     result = peer.load_state_dict(model.backbone.state_dict())
     assert not result.missing_keys and not result.unexpected_keys
+
+
+@pytest.mark.parametrize('scope', ['mmengine', 'mmseg', 'mmpretrain'])
+def test_builds_under_any_default_scope(scope):
+    with DefaultScope.overwrite_default_scope(scope):
+        model = build(data_preprocessor=dict(mean=[0.0] * 3, std=[2.0] * 3))
+    assert model.data_preprocessor.std.flatten().tolist() == [2.0] * 3
 
 
 def test_forward_modes_of_mmpretrain():
