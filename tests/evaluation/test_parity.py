@@ -20,6 +20,7 @@ def test_every_public_ropim_case(shared):
         if not r.ok
     }
     assert not bad
+    assert not any(r.unused for r in results)
     compared = {r.name: {c.name for c in r.comparisons} for r in results}
     # Every gradient that is stored is compared.
     for name, info in manifest['cases'].items():
@@ -67,6 +68,13 @@ def test_a_wrong_number_is_found(copied, array, factor):
     assert sum(not c.ok for c in result.comparisons) == 1
 
 
+def test_an_array_that_nothing_compares_is_told(copied):
+    path, _, name = copied
+    rewrite(path / f'{name}.npz', surprise=np.zeros(3))
+    (result,) = run_directory(path)
+    assert result.ok and result.unused == ['surprise']
+
+
 def test_a_case_of_no_known_kind_is_not_passed_over(copied):
     path, manifest, name = copied
     np.savez(path / f'{name}.npz', something=np.zeros(2))
@@ -105,6 +113,8 @@ def test_comparisons():
     assert not close('a', torch.ones(3), one).ok
     small, large = torch.tensor([1e-4, 10.0]), torch.tensor([1.5e-4, 10.0])
     assert close_in_scale('a', small, large).ok
+    assert 'its own size 3.3e-01' in close_in_scale('a', small, large).note
+    assert not close_in_scale('a', small + 1.1e-4, large).ok
     assert not close('a', small, large).ok
     assert exact('a', [1], [1]).ok and not exact('a', [1], [2]).ok
     assert not exact('a', torch.ones(2), torch.zeros(2)).ok

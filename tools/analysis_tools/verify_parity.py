@@ -43,6 +43,8 @@ def main() -> int:
                     f'abs {item.abs_error:.2e} rel {item.rel_error:.2e} '
                     f'of tolerance {item.excess:.3f} {item.note}'
                 )
+            if result.unused:
+                print(f'  stored, but not compared: {result.unused}')
             if result.error:
                 print(f'  not run to its end:\n{result.error}')
             elif not result.comparisons:

@@ -2,7 +2,7 @@
 
 A directory holds ``manifest.json`` and one ``.npz`` a case: inputs, weights,
 every random decision, outputs, gradients. Each method has a module here with
-a function ``run(case, arrays)`` that builds the model from the manifest alone,
+a function ``run(case)`` that builds the model from the manifest alone,
 converts the official weights with this project's own converter, replays the
 case and yields one :class:`Comparison` for each stored quantity.
 """

@@ -10,6 +10,18 @@ import numpy as np
 import torch
 
 
+class Arrays(dict):
+    """Name to tensor; remembers which were looked at."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.used: set[str] = set()
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        self.used.add(name)
+        return super().__getitem__(name)
+
+
 @dataclass
 class Case:
     """One case: its entry in the manifest and its arrays.
@@ -22,15 +34,20 @@ class Case:
 
     name: str
     info: dict
-    arrays: dict[str, torch.Tensor]
+    arrays: Arrays
 
     def under(self, prefix: str) -> dict[str, torch.Tensor]:
         """The arrays below ``prefix``, without it: ``under('state/')``."""
         return {
-            k[len(prefix) :]: v
-            for k, v in self.arrays.items()
+            k[len(prefix) :]: self.arrays[k]
+            for k in self.arrays
             if k.startswith(prefix)
         }
+
+    @property
+    def unused(self) -> list[str]:
+        """Arrays that the run neither replayed nor compared."""
+        return sorted(set(self.arrays) - self.arrays.used)
 
 
 def load_cases(directory: str | Path) -> tuple[str, list[Case]]:
@@ -61,7 +78,7 @@ def load_cases(directory: str | Path) -> tuple[str, list[Case]]:
     cases = []
     for name, info in entries.items():
         with np.load(directory / info['file'], allow_pickle=False) as file:
-            arrays = {k: torch.from_numpy(file[k]) for k in file.files}
+            arrays = Arrays({k: torch.from_numpy(file[k]) for k in file.files})
         lost = sorted(set(info.get('arrays', ())) - set(arrays))
         if lost:
             raise ValueError(

@@ -312,11 +312,20 @@ def schedule(case: Case) -> Iterator[Comparison]:
     curve, scales = a['lr_used'].double(), a['group_scale'].double()
     ours = learning_rates(config, scales.tolist())
 
+    # The rate after the last iteration lies on the same curve.
+    if 'lr_after_last' in a:
+        late_curve = torch.cat((curve, a['lr_after_last'].double()[None]))
+    else:
+        late_curve = curve
     # What the released curve was made of, recovered from the curve.
-    late = torch.arange(warm, total - 1, dtype=torch.float64) / total
-    peak, end = _cosine_ends(late, curve[warm + 1 :])
+    late = torch.arange(warm, len(late_curve) - 1, dtype=torch.float64).div(
+        total
+    )
+    peak, end, misfit = _cosine_ends(late, late_curve[warm + 1 :])
+    yield exact('the released curve is a cosine', misfit < 1e-9, True)
     start = torch.arange(total - warm, dtype=torch.float64) / (total - warm)
-    our_peak, our_end = _cosine_ends(start, ours[warm:])
+    our_peak, our_end, misfit = _cosine_ends(start, ours[warm:])
+    yield exact('our curve is a cosine', misfit < 1e-9, True)
 
     tight = dict(relative=1e-9, floor=0.0)
     yield close('peak', ours.max(0).values, peak, **tight)
@@ -351,7 +360,7 @@ def schedule(case: Case) -> Iterator[Comparison]:
 
 def _cosine_ends(
     time: torch.Tensor, rates: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, float]:
     """Where a half cosine comes from and goes to, from points on it.
 
     Args:
@@ -359,12 +368,14 @@ def _cosine_ends(
         rates: (n, groups).
 
     Returns:
-        Start and end value of each group.
+        Start and end value of each group, and by how much of the largest
+        rate the points miss that cosine.
     """
     phase = (1 + torch.cos(torch.pi * time)) / 2
     design = torch.stack((phase, 1 - phase), dim=1)
     start, end = torch.linalg.lstsq(design, rates).solution
-    return start, end
+    misfit = (design @ torch.stack((start, end)) - rates).abs().max()
+    return start, end, (misfit / rates.max()).item()
 
 
 def learning_rates(config: dict, scales: list[float]) -> torch.Tensor:
@@ -422,36 +433,37 @@ def learning_rates(config: dict, scales: list[float]) -> torch.Tensor:
 
 def generator(case: Case) -> Iterator[Comparison]:
     """Stored sketches: matrices from hash and sign; sizes; ours drawn."""
+    ratio = 0.14  # what the released generator knows, whatever its threshold
     for name in sorted(n for n in case.arrays if n.endswith('/hash')):
         stored = case.under(name[: -len('hash')])
-        tokens = len(stored['hash'])
-        size = stored['S'].shape[1]
-        yield exact(f'{name}: buckets', num_buckets(tokens, 0.14), size)
+        tokens, size = stored['S'].shape
+        # Every token meets itself with the square of its sign.
+        ratio = round(float(stored['P'][0, 0]), 6)
+        yield exact(f'{name}: buckets', num_buckets(tokens, ratio), size)
         ours = make_sketch(
-            stored['hash'][None], stored['sign'][None], size, scale=0.14
+            stored['hash'][None], stored['sign'][None], size, scale=ratio
         )
         matrix = F.one_hot(ours.buckets[0], size) * ours.signs[0, :, None]
         yield close(f'{name}: S', matrix, stored['S'])
         projection = ours.project(torch.eye(tokens)[None])[0]
         yield close(f'{name}: P', projection, stored['P'])
-        eigenvalues = torch.linalg.eigvalsh(projection.double())
-        yield close(f'{name}: eigenvalues', eigenvalues, stored['eigvals'])
+        if 'eigvals' in stored:
+            values = torch.linalg.eigvalsh(projection.double())
+            yield close(f'{name}: eigenvalues', values, stored['eigvals'])
         buckets, signs = sample_sketch(1, tokens, size)
-        counts = torch.bincount(buckets[0], minlength=size)
+        loads = torch.bincount(buckets[0], minlength=size)
         theirs = torch.bincount(stored['hash'], minlength=size)
         yield exact(
             f'{name}: drawn bucket sizes',
-            counts.sort().values,
+            loads.sort().values,
             theirs.sort().values,
         )
-        yield close(
-            f'{name}: drawn signs balance',
-            signs.sum(),
-            stored['sign'].sum(),
-        )
+        # Which of the two is one more is a coin where the number is odd.
+        balance = stored['sign'].sum().abs()
+        yield close(f'{name}: drawn signs balance', signs.sum().abs(), balance)
     for tokens, entry in case.info.get('size_survey', {}).items():
         count = int(tokens)
-        size = num_buckets(count, 0.14)
+        size = num_buckets(count, ratio)
         yield exact(f'{tokens} tokens: buckets', size, entry['k_prime'])
         buckets, _ = sample_sketch(2, count, size)
         loads = torch.bincount(buckets[1], minlength=size)

@@ -23,11 +23,13 @@ class CaseResult:
     Attributes:
         name: The case.
         comparisons: One a quantity.
+        unused: Stored arrays that were neither replayed nor compared.
         error: Why the case could not be run to its end; empty if it was.
     """
 
     name: str
     comparisons: list[Comparison] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
     error: str = ''
 
     @property
@@ -67,4 +69,5 @@ def _run(module, case: Case) -> CaseResult:
     except Exception:
         # One broken case must not hide the others.
         result.error = traceback.format_exc()
+    result.unused = case.unused
     return result

@@ -22,7 +22,8 @@ class _WrittenOutAttention(torch.autograd.Function):
     gradient of its mask: it falls back to a chain of separate operations, in
     float32 even when the inputs are bfloat16. Here queries, keys and values
     are laid out for the matrix products once, one (N, N) tensor a head stays
-    alive, and it is worked on in place.
+    alive, and it is worked on in place. Below float32, logits are rounded to
+    the inputs' type, which fused kernels do not do.
     """
 
     @staticmethod
@@ -32,10 +33,17 @@ class _WrittenOutAttention(torch.autograd.Function):
         packed = qkv.permute(2, 0, 3, 1, 4).contiguous()
         packed = packed.view(3, batch * heads, length, dims)
         q, k, v = packed
-        logits = torch.bmm(q, k.transpose(1, 2))
-        by_head = logits.view(batch, heads, length, length).mul_(scale)
-        if bias is not None:
-            by_head.add_(bias)
+        shape = (batch, heads, length, length)
+        if bias is None or qkv.dtype == torch.float32:
+            logits = torch.bmm(q, k.transpose(1, 2))
+            logits.mul_(scale)
+            if bias is not None:
+                logits.view(shape).add_(bias)
+        else:
+            # Rounded once. In float32 that is not worth the copy.
+            logits = bias.expand(shape).reshape(-1, length, length).clone()
+            logits.baddbmm_(q, k.transpose(1, 2), alpha=scale)
+        # Softmax works row by row, so its output may be its input.
         probs = torch.ops.aten._softmax.out(logits, -1, False, out=logits)
         ctx.save_for_backward(packed, probs)
         ctx.scale, ctx.shape = scale, qkv.shape
@@ -128,6 +136,11 @@ class RelPosAttention(RelativePositionTable):
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__()
+        if qkv_bias not in ('qv_bias', True, False):
+            raise InputError(
+                f"qkv_bias is {qkv_bias!r}; expected 'qv_bias' (queries and "
+                'values), True or False'
+            )
         if embed_dims % num_heads:
             raise InputError(
                 f'embed_dims {embed_dims} is not a multiple of num_heads '

@@ -10,10 +10,12 @@ any image size at run time, resizes tables without the removed
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 
 import torch
+from mmengine.logging import print_log
 from mmpretrain.models.backbones.base_backbone import BaseBackbone
 from mmpretrain.models.utils import build_norm_layer, resize_pos_embed
 from torch import nn
@@ -205,7 +207,7 @@ class BEiTStyleViT(PretrainedMixin, BaseBackbone):
     # What a pretraining checkpoint does not have, and what is of no use
     # after pretraining; see checkpoints/coverage.py.
     fresh_keys = ('ln2.',)
-    pretraining_only_keys = ('ln1.', 'mask_token', 'rel_pos_bias.')
+    pretraining_only_keys = ('ln1.', 'mask_token')
 
     def __init__(
         self,
@@ -262,6 +264,7 @@ class BEiTStyleViT(PretrainedMixin, BaseBackbone):
         self.init_cutoff = init_cutoff
         self.final_norm = final_norm
         self.frozen_stages = frozen_stages
+        self.warned_of_resizing = False
         if not -1 <= frozen_stages <= self.num_layers:
             raise InputError(
                 f'frozen_stages is {frozen_stages}; expected -1 to '
@@ -310,11 +313,11 @@ class BEiTStyleViT(PretrainedMixin, BaseBackbone):
     def _settings(self, arch: str | dict) -> dict:
         if isinstance(arch, str) and arch in self.arch_zoo:
             return dict(zip(self.arch_keys, self.arch_zoo[arch], strict=True))
-        if isinstance(arch, dict) and set(self.arch_keys) <= set(arch):
+        if isinstance(arch, dict) and set(self.arch_keys) == set(arch):
             return dict(arch)
         raise InputError(
             f'arch is {arch!r}; expected one of {tuple(self.arch_zoo)} or a '
-            f'dict with the keys {self.arch_keys}'
+            f'dict with exactly the keys {self.arch_keys}'
         )
 
     def _indices(self, out_indices: int | Sequence[int]) -> tuple[int, ...]:
@@ -330,7 +333,13 @@ class BEiTStyleViT(PretrainedMixin, BaseBackbone):
         return tuple(i % depth for i in out_indices)
 
     def init_weights(self) -> None:
-        """Initialise as released, then load ``init_cfg``'s checkpoint."""
+        """Initialise as released, then load ``init_cfg``'s checkpoint.
+
+        A second call does nothing, as everywhere in MMEngine.
+        """
+        if self.is_init:
+            super().init_weights()
+            return
         cut = self.init_cutoff
         with torch.no_grad():
             for module in self.modules():
@@ -363,6 +372,7 @@ class BEiTStyleViT(PretrainedMixin, BaseBackbone):
             One tensor for each of ``out_indices``, shaped by ``out_type``.
         """
         x, grid = self.patch_embed(x)
+        self._warn_of_resizing(grid)
         if embed is not None:
             x = embed(x)
         x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
@@ -385,6 +395,26 @@ class BEiTStyleViT(PretrainedMixin, BaseBackbone):
             if i in self.out_indices:
                 outs.append(self._format(x, grid))
         return tuple(outs)
+
+    def _warn_of_resizing(self, grid: tuple[int, int]) -> None:
+        if (
+            self.training
+            and grid != self.patch_resolution
+            and not self.warned_of_resizing
+            and not torch.compiler.is_compiling()
+        ):
+            self.warned_of_resizing = True
+            rows, columns = (
+                g * p for g, p in zip(grid, self.patch_size, strict=True)
+            )
+            print_log(
+                f'{type(self).__name__} is trained on images of '
+                f'{rows}x{columns} and has position tables for '
+                f'{self.img_size[0]}x{self.img_size[1]}: they are resized in '
+                'every step. Set img_size of the backbone to spare that.',
+                logger='current',
+                level=logging.WARNING,
+            )
 
     def _format(self, x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         if self.out_type == 'raw':

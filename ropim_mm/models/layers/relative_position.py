@@ -117,7 +117,6 @@ def _source_coordinates(old: int, new: int) -> np.ndarray:
     return np.concatenate([-steps[::-1], [0.0], steps])
 
 
-@lru_cache(maxsize=256)
 def _resize_axis(old: int, new: int) -> np.ndarray:
     """Linear map (2*new-1, 2*old-1) that resizes one axis of a table.
 
@@ -135,6 +134,19 @@ def _resize_axis(old: int, new: int) -> np.ndarray:
         source, np.eye(len(source)), k=min(3, len(source) - 1)
     )
     return spline(np.clip(target, source[0], source[-1]))
+
+
+# Made once a size and device: all blocks of all forward passes share them.
+
+
+@lru_cache(maxsize=256)
+def _resize_matrix(old: int, new: int, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(_resize_axis(old, new)).to(device)
+
+
+@lru_cache(maxsize=16)
+def _index_on(grid: tuple[int, int], device: torch.device) -> torch.Tensor:
+    return relative_position_index(grid).to(device)
 
 
 def resize_table(
@@ -160,12 +172,14 @@ def resize_table(
             f'a table for a grid of {old[0]}x{old[1]} has '
             f'{table_rows(old)} rows, this one has {table.shape[0]}'
         )
-    spatial = table[:-NUM_CLASS_ROWS].double()
-    spatial = spatial.view(2 * old[0] - 1, 2 * old[1] - 1, -1)
-    by_row = spatial.new_tensor(_resize_axis(old[0], new[0]))
-    by_column = spatial.new_tensor(_resize_axis(old[1], new[1]))
-    resized = torch.einsum('yi,xj,ijh->yxh', by_row, by_column, spatial)
-    resized = resized.flatten(0, 1).to(table.dtype)
+    with torch.autocast(table.device.type, enabled=False):
+        spatial = table[:-NUM_CLASS_ROWS].double()
+        spatial = spatial.view(2 * old[0] - 1, 2 * old[1] - 1, -1)
+        by_row = _resize_matrix(old[0], new[0], table.device)
+        by_column = _resize_matrix(old[1], new[1], table.device)
+        resized = torch.einsum('yi,ijh->yjh', by_row, spatial)
+        resized = torch.einsum('xj,yjh->yxh', by_column, resized)
+        resized = resized.flatten(0, 1).to(table.dtype)
     return torch.cat((resized, table[-NUM_CLASS_ROWS:]))
 
 
@@ -201,7 +215,7 @@ class RelativePositionTable(nn.Module):
         )
         if grid != self.grid:
             table = resize_table(table, self.grid, grid)
-            index = relative_position_index(grid).to(table.device)
+            index = _index_on(grid, table.device)
         return F.embedding(index, table).permute(2, 0, 1).unsqueeze(0)
 
 

@@ -253,18 +253,33 @@ class ROPIM(BaseSelfSupervisor):
         batch = inputs.shape[0]
         rows, columns = self.head.patch_size
         length = (inputs.shape[2] // rows) * (inputs.shape[3] // columns)
-        given = [s for s in data_samples or () if 'sketch_hash' in s]
+        given = [
+            s
+            for s in data_samples or ()
+            if 'sketch_hash' in s or 'sketch_sign' in s
+        ]
         if not given:
             size = num_buckets(length, self.sketch_ratio)
+            if size == length:
+                raise InputError(
+                    f'sketch_ratio {self.sketch_ratio} of {length} tokens '
+                    f'keeps {size} dimensions, which is all of them: nothing '
+                    'is removed, and there is nothing to learn. Use a '
+                    'smaller ratio (0.14 is the usual one) or larger images.'
+                )
             buckets, signs = sample_sketch(
                 batch, length, size, device=inputs.device
             )
             return make_sketch(buckets, signs, size, self.sketch_scale)
-        if len(given) != batch or any('sketch_sign' not in s for s in given):
+        counts = {
+            name: sum(name in s for s in given)
+            for name in ('sketch_hash', 'sketch_sign')
+        }
+        if set(counts.values()) != {batch}:
             raise InputError(
-                f'{len(given)} of {batch} data samples carry `sketch_hash`; '
-                'expected it on all of them, each with `sketch_sign`, or on '
-                'none'
+                f'of {batch} data samples {counts["sketch_hash"]} carry '
+                f'`sketch_hash` and {counts["sketch_sign"]} `sketch_sign`; '
+                'expected both on all of them, or on none'
             )
         for name in ('sketch_hash', 'sketch_sign'):
             shapes = {tuple(s.get(name).shape) for s in given}

@@ -4,8 +4,9 @@ import pytest
 import torch
 from mmpretrain.models import BEiTViT
 
+from ropim_mm.checkpoints import CoverageError, load_weights
 from ropim_mm.models import ROPIMViT
-from ropim_mm.models.layers import resize_table
+from ropim_mm.models.layers import beit, resize_table
 from ropim_mm.models.layers.beit import _cut_normal_, add_branch
 
 ARCH = dict(embed_dims=16, num_layers=3, num_heads=2, feedforward_channels=32)
@@ -138,6 +139,34 @@ def test_initial_weights():
     )
 
 
+def test_a_second_initialisation_changes_nothing():
+    model = ROPIMViT(arch=ARCH, img_size=32)
+    model.init_weights()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    model.init_weights()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_training_at_another_size_is_told_once(monkeypatch):
+    told = []
+    monkeypatch.setattr(beit, 'print_log', lambda m, **k: told.append(m))
+    model = build().train()
+    model(torch.randn(1, 3, 16, 24))
+    assert not told
+    for _ in range(2):
+        model(torch.randn(1, 3, 8, 12))
+    (message,) = told
+    assert 'images of 8x12 and has position tables for 16x24' in message
+
+
+def test_tables_are_expected_where_positions_would_be_lost():
+    source = build(**PRETRAINING)
+    target = build(use_rel_pos_bias=False)
+    with pytest.raises(CoverageError, match='rel_pos_bias'):
+        load_weights(target, source.state_dict(), source='file.pth')
+
+
 def test_no_initial_weight_lands_on_a_far_cut():
     weight = torch.empty(30_000_000)
     torch.manual_seed(0)
@@ -204,6 +233,8 @@ def test_frozen_stages(stages):
         (dict(img_size=50, patch_size=16), 'image size 50x50'),
         (dict(arch='huge'), "arch is 'huge'; expected one of"),
         (dict(arch=dict(embed_dims=8)), "'num_layers'"),
+        (dict(arch=dict(ARCH, mlp_ratio=9)), 'exactly the keys'),
+        (dict(qkv_bias='qv-bias'), "qkv_bias is 'qv-bias'"),
         (dict(out_indices=[3]), 'out_indices holds 3; .* 3 blocks'),
         (dict(out_type='mean'), "out_type is 'mean'"),
         (dict(use_shared_rel_pos_bias=True), 'exclude each other'),

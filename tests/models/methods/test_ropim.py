@@ -184,15 +184,24 @@ def test_forward_modes_of_mmpretrain():
 
 def test_field_on_some_samples_only():
     fields = samples(*given())
-    with pytest.raises(ValueError, match='1 of 2 data samples carry'):
+    with pytest.raises(ValueError, match='of 2 data samples 1 carry'):
         build().loss(torch.zeros(2, 3, 16, 24), [fields[0], DataSample()])
 
 
-def test_hash_without_sign():
+@pytest.mark.parametrize('lost', ['sketch_hash', 'sketch_sign'])
+@pytest.mark.parametrize('everywhere', [True, False])
+def test_one_field_without_the_other(lost, everywhere):
     fields = samples(*given())
-    del fields[1].sketch_sign
-    with pytest.raises(ValueError, match='each with `sketch_sign`'):
+    for sample in fields if everywhere else fields[:1]:
+        sample.pop(lost)
+    with pytest.raises(ValueError, match='expected both on all of them'):
         build().loss(torch.zeros(2, 3, 16, 24), fields)
+
+
+def test_a_ratio_that_removes_nothing():
+    model = build(sketch_ratio=0.99)
+    with pytest.raises(ValueError, match='0.99 of 24 tokens keeps 24 dim'):
+        model.loss(torch.zeros(2, 3, 16, 24))
 
 
 def test_field_of_another_length():
