@@ -12,6 +12,7 @@ from typing import BinaryIO, NamedTuple
 
 from mmpretrain.datasets import BaseDataset
 
+from ropim_mm.errors import InputError
 from ropim_mm.registry import DATASETS
 
 IMG_EXTENSIONS = (
@@ -27,6 +28,10 @@ IMG_EXTENSIONS = (
 )
 _ENCRYPTED = 0x1
 _LOCAL_HEADER = struct.Struct('<4s22xHH')  # signature ... lengths of 2 fields
+
+
+class MissingArchiveError(InputError, FileNotFoundError):
+    """There is no such archive; the message says which path was tried."""
 
 
 class ZipMember(NamedTuple):
@@ -62,19 +67,19 @@ class ZipReader:
         """All files of the archive, sorted by name.
 
         Raises:
-            FileNotFoundError: There is no such file.
-            ValueError: It is not a zip archive, or a member is encrypted or
+            MissingArchiveError: There is no such file.
+            InputError: It is not a zip archive, or a member is encrypted or
                 compressed in another way than deflate.
         """
         if not os.path.isfile(self.path):
-            raise FileNotFoundError(
+            raise MissingArchiveError(
                 f'no file {self.path}; expected a zip archive of images'
             )
         try:
             with zipfile.ZipFile(self.path) as archive:
                 infos = archive.infolist()
         except zipfile.BadZipFile as error:
-            raise ValueError(
+            raise InputError(
                 f'{self.path} cannot be read as a zip archive: {error}'
             ) from error
         found = []
@@ -85,7 +90,7 @@ class ZipReader:
                 zipfile.ZIP_STORED,
                 zipfile.ZIP_DEFLATED,
             ):
-                raise ValueError(
+                raise InputError(
                     f'{info.filename} in {self.path} is encrypted or of '
                     f'compression type {info.compress_type}; expected '
                     '0 (stored) or 8 (deflate): pack the archive again with '
@@ -106,7 +111,7 @@ class ZipReader:
         """Content of a member, checked against its checksum.
 
         Raises:
-            ValueError: The archive is damaged there, or has been replaced
+            InputError: The archive is damaged there, or has been replaced
                 since :meth:`members` was called.
         """
         file = self._open()
@@ -124,7 +129,7 @@ class ZipReader:
             except zlib.error:
                 data = None
         if data is None or zlib.crc32(data) != member.crc:
-            raise ValueError(
+            raise InputError(
                 f'{member.name} in {self.path} is damaged, or the archive was '
                 'changed while it was in use; test it with unzip -t'
             )
@@ -163,8 +168,8 @@ class ImageZip(BaseDataset):
             ``BaseDataset``.
 
     Raises:
-        FileNotFoundError: No such archive.
-        ValueError: No zip archive, no images under ``prefix``, an image in no
+        MissingArchiveError: No such archive.
+        InputError: No zip archive, no images under ``prefix``, an image in no
             class folder, or a class folder that ``classes`` does not name.
     """
 
@@ -196,7 +201,7 @@ class ImageZip(BaseDataset):
         ]
         if not images:
             folders = sorted({m.name.split('/')[0] for m in everything})
-            raise ValueError(
+            raise InputError(
                 f'no images under {start or "/"!r} in {self.reader.path}; it '
                 f'has {len(everything)} files in {folders[:10]}. Set prefix '
                 f'to one of its folders; images end in {self.extensions}'
@@ -212,7 +217,7 @@ class ImageZip(BaseDataset):
             numbers = self.class_to_idx
             unknown = sorted(set(names) - set(numbers))
             if unknown:
-                raise ValueError(
+                raise InputError(
                     f'folders {unknown[:10]} under {start or "/"!r} in '
                     f'{self.reader.path} are none of the {len(numbers)} '
                     f'classes {list(numbers)[:10]}'
@@ -224,7 +229,7 @@ class ImageZip(BaseDataset):
     def _class_name(self, name: str, start: str) -> str:
         folder, _, rest = name[len(start) :].partition('/')
         if not rest:
-            raise ValueError(
+            raise InputError(
                 f'{name} in {self.reader.path} lies in no class folder; '
                 f'expected {start}<class>/<image>, or with_label=False'
             )

@@ -3,13 +3,14 @@
 import io
 import logging
 import shutil
+import struct
 
 import numpy as np
 import pytest
 from mmengine.dataset import pseudo_collate
 from mmengine.logging import MMLogger
 from mmpretrain.datasets import CustomDataset
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from torch.utils.data import DataLoader
 
 from ropim_mm.datasets import LoadImage
@@ -17,6 +18,7 @@ from ropim_mm.datasets.transforms.loading import (
     UnreadableImageError,
     decode_image,
 )
+from ropim_mm.errors import InputError
 from ropim_mm.registry import TRANSFORMS
 
 RGB = np.array(
@@ -61,9 +63,37 @@ def test_sixteen_bits_keep_the_upper_eight():
     np.testing.assert_array_equal(img[..., 0], img[..., 2])
 
 
-def test_float_pixels_are_refused():
-    grey = Image.fromarray(np.zeros((2, 2), dtype=np.float32))
-    with pytest.raises(ValueError, match='floating point.*expected 8 or 16'):
+def test_sixteen_bits_of_a_pgm_and_of_an_older_pillow(monkeypatch):
+    grey = np.array([[0, 511, 65535]], dtype=np.uint16)
+    pgm = b'P5 3 1 65535\n' + grey.astype('>u2').tobytes()
+    assert Image.open(io.BytesIO(pgm)).mode == 'I'
+    np.testing.assert_array_equal(decode_image(pgm)[..., 1], [[0, 1, 255]])
+    png = encode(Image.fromarray(grey))
+    monkeypatch.setitem(PngImagePlugin._MODES, (16, 0), ('I', 'I;16B'))
+    assert Image.open(io.BytesIO(png)).mode == 'I'
+    np.testing.assert_array_equal(decode_image(png)[..., 1], [[0, 1, 255]])
+
+
+def test_twelve_bits_of_a_tiff_keep_the_upper_eight():
+    # Two pixels, 0xFFF and 0x800; then width, height, bits, no compression,
+    # black is 0, offset, rows a strip, bytes.
+    tags = [(256, 2), (257, 1), (258, 12), (259, 1), (262, 1)]
+    tags += [(273, 8), (278, 1), (279, 3)]
+    data = b'II*\0' + struct.pack('<I', 12) + b'\xff\xf8\x00\0'
+    data += struct.pack('<H', len(tags))
+    data += b''.join(struct.pack('<HHII', t, 4, 1, v) for t, v in tags)
+    img = decode_image(data + bytes(4))
+    np.testing.assert_array_equal(img, [[[255] * 3, [128] * 3]])
+
+
+@pytest.mark.parametrize(
+    ('dtype', 'kind'),
+    [(np.int32, 'signed or 32 bits'), (np.float32, 'floating point')],
+)
+def test_values_of_unknown_range_are_refused(dtype, kind):
+    # Neither black, as the upper bits would be, nor guessed from 200.
+    grey = Image.fromarray(np.full((2, 2), 200, dtype=dtype))
+    with pytest.raises(InputError, match=f'{kind}.*expected.* 8 or 16 bits'):
         decode_image(encode(grey, 'TIFF'))
 
 
@@ -102,6 +132,7 @@ def test_raise_names_the_file_and_the_reason(tmp_path, name):
     path.write_bytes(content)
     with pytest.raises(UnreadableImageError, match=reason) as error:
         LoadImage()(dict(img_path=str(path)))
+    assert isinstance(error.value, InputError)
     assert str(path) in str(error.value)
     assert "set on_error='skip'" in str(error.value)
 
@@ -113,7 +144,7 @@ def test_a_missing_file_is_unreadable_too(tmp_path):
 
 
 def test_unknown_policy_is_refused():
-    with pytest.raises(ValueError, match="on_error is 'ignore'.*'skip'"):
+    with pytest.raises(InputError, match="on_error is 'ignore'.*'skip'"):
         TRANSFORMS.build(dict(type='ropim_mm.LoadImage', on_error='ignore'))
 
 
@@ -171,8 +202,10 @@ def test_raise_reaches_the_main_process(folder):
     loader = DataLoader(
         build(folder, 'raise'), 2, num_workers=1, collate_fn=pseudo_collate
     )
-    with pytest.raises(UnreadableImageError, match='cannot read image'):
+    with pytest.raises(UnreadableImageError) as error:
         list(loader)
+    assert str(error.value).startswith('cannot read image')
+    assert 'Traceback' not in str(error.value)
 
 
 def test_evaluation_stops_even_under_skip(folder):

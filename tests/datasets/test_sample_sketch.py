@@ -5,6 +5,7 @@ import torch
 from mmengine.dataset import default_collate
 
 from ropim_mm.datasets import SampleSketch
+from ropim_mm.errors import InputError
 from ropim_mm.registry import TRANSFORMS
 
 
@@ -58,7 +59,7 @@ def test_without_a_seed_it_changes():
 
 
 def test_bad_arguments():
-    with pytest.raises(KeyError, match='needs the field sample_idx'):
+    with pytest.raises(InputError, match='needs the field sample_idx'):
         SampleSketch(4, seed=0)({})
     with pytest.raises(ValueError, match='sketch_ratio is 1.0'):
         SampleSketch(4, 1.0)

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from ropim_mm.datasets import ImageZip
 from ropim_mm.datasets.transforms.loading import UnreadableImageError
+from ropim_mm.errors import InputError
 
 PIPELINE = [dict(type='ropim_mm.LoadImage'), dict(type='PackInputs')]
 
@@ -65,7 +66,7 @@ def test_without_labels_all_folders_count(archive):
 def test_given_classes_set_the_numbers(archive):
     dataset = ImageZip(str(archive), prefix='test', classes=['cat', 'dog'])
     assert dataset.get_gt_labels().tolist() == [1]
-    with pytest.raises(ValueError, match=r"\['dog'\] under 'test/'"):
+    with pytest.raises(InputError, match=r"\['dog'\] under 'test/'"):
         ImageZip(str(archive), prefix='test', classes=['cat'])
 
 
@@ -107,19 +108,20 @@ def test_damage_names_archive_and_member(archive):
 
 
 def test_bad_archives(tmp_path, archive):
-    with pytest.raises(FileNotFoundError, match=r'no file .*none\.zip'):
-        ImageZip(str(tmp_path / 'none.zip'))
+    for kind in (FileNotFoundError, InputError):
+        with pytest.raises(kind, match=r'^no file .*none\.zip'):
+            ImageZip(str(tmp_path / 'none.zip'))
     text = tmp_path / 'text.zip'
     text.write_text('hello')
-    with pytest.raises(ValueError, match=r'text\.zip cannot be read as a zip'):
+    with pytest.raises(InputError, match=r'text\.zip cannot be read as a zip'):
         ImageZip(str(text))
     with pytest.raises(
-        ValueError, match=r"no images under 'val/'.*'test', 'train'"
+        InputError, match=r"no images under 'val/'.*'test', 'train'"
     ):
         ImageZip(str(archive), prefix='val')
     with zipfile.ZipFile(archive, 'a') as file:
         file.writestr('train/loose.png', png(1))
-    with pytest.raises(ValueError, match=r'train/loose\.png.*no class folder'):
+    with pytest.raises(InputError, match=r'train/loose\.png.*no class folder'):
         ImageZip(str(archive), prefix='train')
 
 
@@ -127,7 +129,7 @@ def test_other_compressions_are_refused(tmp_path):
     path = tmp_path / 'x.zip'
     with zipfile.ZipFile(path, 'w', zipfile.ZIP_LZMA) as file:
         file.writestr('a/0.png', png(1))
-    with pytest.raises(ValueError, match=r'a/0\.png in .*type 14.*zip -0'):
+    with pytest.raises(InputError, match=r'a/0\.png in .*type 14.*zip -0'):
         ImageZip(str(path))
 
 

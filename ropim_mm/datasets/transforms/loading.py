@@ -13,6 +13,7 @@ from mmengine.logging import print_log
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import get_worker_info
 
+from ropim_mm.errors import InputError
 from ropim_mm.registry import TRANSFORMS
 
 # What stands an image upright, by the value of its EXIF orientation.
@@ -26,12 +27,17 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION_TAG = 0x0112
+_BITS_TAG = 0x0102  # BitsPerSample of TIFF
 # One counter a worker, so that no two processes write to the same one.
 _COUNTERS = 256
 
 
-class UnreadableImageError(RuntimeError):
+class UnreadableImageError(InputError):
     """An image of a dataset cannot be read; the message says which and why."""
+
+    def __init__(self, message: str) -> None:
+        # A loader's worker hands it on with a traceback in front.
+        super().__init__(message.rpartition(f'{type(self).__name__}: ')[2])
 
 
 def decode_image(data: bytes) -> np.ndarray:
@@ -40,7 +46,8 @@ def decode_image(data: bytes) -> np.ndarray:
     Pillow decodes, since it refuses a truncated file (OpenCV fills the rest
     with grey). The first frame of an animation is taken, EXIF orientation is
     applied, grayscale, palette and CMYK images become colour, transparency is
-    dropped and 16 bits a channel are reduced to their upper 8.
+    dropped and 16 (or 12) bits a channel are reduced to their upper 8. Which
+    they are is read from the file's header, not from the values.
 
     Args:
         data: The content of an image file, in any format Pillow reads.
@@ -50,37 +57,48 @@ def decode_image(data: bytes) -> np.ndarray:
         pipelines expect.
 
     Raises:
-        ValueError: The data are no image, or pixels of a type whose range is
-            not known (32-bit).
+        InputError: The data are no image, or grey values of a type whose
+            range is not known: 32 bits, signed or floating point.
         Exception: Whatever Pillow raises for damaged data.
     """
     if not data:
-        raise ValueError('the file is empty (0 bytes)')
+        raise InputError('the file is empty (0 bytes)')
     try:
         img = Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
-        raise ValueError(
+        raise InputError(
             f'not an image in a format that Pillow reads ({len(data)} bytes, '
             f'beginning with {data[:8]!r})'
         ) from None
+    bits = _grey_bits(img)
     img.load()
     img = _stand_upright(img)
-    if img.mode.startswith('I'):
-        array = np.asarray(img)
-        if array.min() < 0 or array.max() > 65535:
-            raise ValueError(
-                f'grey values from {array.min()} to {array.max()}; expected '
-                '8 or 16 bits a pixel'
-            )
-        array = (array >> 8).astype(np.uint8)
+    if bits is not None:
+        array = (np.asarray(img) >> (bits - 8)).astype(np.uint8)
         return np.repeat(array[..., None], 3, axis=2)
-    if img.mode == 'F':
-        raise ValueError(
-            'grey values in floating point, of unknown range; expected 8 or '
-            '16 bits a pixel'
-        )
     # A view is enough: the crop that follows copies what it needs.
     return np.asarray(img.convert('RGB'))[..., ::-1]
+
+
+def _grey_bits(img: Image.Image) -> int | None:
+    """Bits of a grey pixel where they are more than 8, from the header."""
+    if img.mode.startswith('I;16'):
+        if img.format == 'TIFF':  # 12 bits have this mode, too
+            return img.tag_v2.get(_BITS_TAG, (16,))[0]
+        return 16
+    if img.mode == 'I' and img.format in ('PNG', 'PPM'):
+        # 16-bit PNG in an older Pillow; PGM, which Pillow scales to 16 bits.
+        return 16
+    if img.mode in ('I', 'F'):
+        # Taking the range from the pixels would brighten each image by
+        # another factor, and turn dark ones into others than they are.
+        kind = 'floating point' if img.mode == 'F' else 'signed or 32 bits'
+        raise InputError(
+            f'grey values of unknown range ({kind}); expected unsigned ones '
+            'of 8 or 16 bits. Save the image so, with black as 0 and white '
+            'as 255 or 65535'
+        )
+    return None
 
 
 def _stand_upright(img: Image.Image) -> Image.Image:
@@ -118,14 +136,15 @@ class LoadImage(BaseTransform):
         backend_args: Storage backend of :func:`mmengine.fileio.get`.
 
     Raises:
-        UnreadableImageError: by :meth:`transform`, under ``'raise'``.
+        InputError: ``on_error`` is another word.
+        UnreadableImageError: By :meth:`transform`, under ``'raise'``.
     """
 
     def __init__(
         self, on_error: str = 'raise', backend_args: dict | None = None
     ) -> None:
         if on_error not in ('raise', 'skip'):
-            raise ValueError(
+            raise InputError(
                 f"LoadImage: on_error is {on_error!r}; expected 'raise' or "
                 "'skip'"
             )

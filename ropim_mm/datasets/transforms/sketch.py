@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
 
+from ropim_mm.errors import InputError
 from ropim_mm.models.layers.sketch import num_buckets, sample_sketch
 from ropim_mm.registry import TRANSFORMS
 
@@ -37,6 +38,10 @@ class SampleSketch(BaseTransform):
             same as the model's.
         seed: Makes the sketch a function of this and the image's index. None
             draws from the worker's random stream.
+
+    Raises:
+        InputError: ``sketch_ratio`` is outside (0, 1); by
+            :meth:`transform`, ``sample_idx`` is absent under a ``seed``.
     """
 
     def __init__(
@@ -56,7 +61,7 @@ class SampleSketch(BaseTransform):
         generator = None
         if self.seed is not None:
             if 'sample_idx' not in results:
-                raise KeyError(
+                raise InputError(
                     'SampleSketch with a seed needs the field sample_idx, '
                     "which MMEngine's datasets give; found "
                     f'{sorted(results)}'
