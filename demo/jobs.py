@@ -13,6 +13,7 @@ from pathlib import Path
 
 _TAIL = 25  # lines of a log to show after a failure
 _POLL = 0.25  # seconds
+_PRIOR = 20.0  # seconds of work as planned that the pace starts from
 _HEARTBEAT = 20.0  # seconds between lines where there is no terminal
 
 
@@ -184,8 +185,8 @@ class Pool:
             for job in self.jobs
         ]
         total = sum(remaining.values())
-        # Until a tenth is done, the plan alone says more.
-        pace = used / planned if planned > 0.1 * (planned + total) else 1.0
+        # At first the plan says more than the little that is done.
+        pace = (used + _PRIOR) / (planned + _PRIOR)
         return pace * max(total / self.workers, *chains)
 
     def _begin(self) -> None:
@@ -231,7 +232,10 @@ class _Running:
     def where(self) -> str:
         if not self.job.epochs:
             return ''
-        return f'{self.job.epoch()}/{self.job.epochs}'
+        epoch = self.job.epoch()
+        if epoch == self.job.epochs and self._next > 1:
+            return 'testing'
+        return f'{epoch}/{self.job.epochs}'
 
     def advance(self) -> bool:
         """Start what is to be started; True once all is done."""

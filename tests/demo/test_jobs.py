@@ -104,8 +104,9 @@ def test_time_left(jobs, make_job, tmp_path):
     assert pool.left() == 20  # 40 seconds of work for two
     pool._done.update('bc')
     plan[1].took = plan[2].took = 20.0
-    # Twice as slow as planned, and d must wait for a.
-    assert pool.left() == 40
+    # Slower than planned (60 seconds instead of 40, with the plan's 20 of
+    # the start), and d must wait for a.
+    assert pool.left() == 1.5 * 20
     pool._done.add('a')
     plan[0].took = 20.0
-    assert pool.left() == 20
+    assert pool.left() == 10 * (60 + 20) / (30 + 20)
