@@ -9,12 +9,14 @@ user trusts it explicitly.
 """
 
 import argparse
+import hashlib
 import logging
 import os
 import pickle
 import pickletools
 import re
 import tarfile
+import tempfile
 import threading
 import zipfile
 from _codecs import encode
@@ -29,16 +31,21 @@ from urllib.parse import urlparse
 
 import numpy as np
 import torch
+from mmengine import fileio
 from mmengine.dist import get_dist_info
+from mmengine.fileio.backends import prefix_to_backends
 from mmengine.logging import print_log
 from mmengine.logging.history_buffer import HistoryBuffer
+from mmengine.runner import checkpoint as zoo
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch._weights_only_unpickler import _get_allowed_globals
+
+from ..errors import InputError
 
 TRUST_VARIABLE = 'ROPIM_MM_TRUST_CHECKPOINT'
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(InputError, RuntimeError):
     """A checkpoint file cannot be used; the message names it and says why."""
 
 
@@ -86,10 +93,72 @@ def _statistics_method(owner: type, name: str) -> Callable:
     """
     if owner is HistoryBuffer and name in ('min', 'max', 'mean', 'current'):
         return getattr(HistoryBuffer, name)
-    raise pickle.UnpicklingError(
-        'Unsupported global: GLOBAL builtins.getattr was not an allowed '
-        f'global by default (asked for {name!r} of {owner!r})'
+    raise _refused('builtins.getattr', f'asked for {name!r} of {owner!r}')
+
+
+def _refused(name: str, why: str) -> pickle.UnpicklingError:
+    """An error that :func:`_refusal` reads as PyTorch's own."""
+    return pickle.UnpicklingError(
+        f'Unsupported global: GLOBAL {name} was not an allowed global by '
+        f'default ({why})'
     )
+
+
+class _Restored:
+    """Stands for a type whose instances may get a state, but not be made.
+
+    The unpickler asks whether the type of an instance equals one of the
+    allowed objects. Were it NumPy's own, a file could also call it, and
+    ``numpy.ndarray((1,), 'O', b'...')`` makes objects of raw addresses.
+    """
+
+    def __init__(self, kind: type) -> None:
+        self.kind = kind
+        self.__module__ = kind.__module__
+        self.__name__ = self.__qualname__ = kind.__qualname__
+
+    def __eq__(self, other: object) -> bool:
+        return other is self or other is self.kind
+
+    def __hash__(self) -> int:
+        return hash(self.kind)
+
+    def __call__(self, *args: Any) -> Any:
+        raise _refused(f'{self.__module__}.{self.__name__}', f'with {args!r}')
+
+
+# Booleans and numbers. Other types refer to memory (objects), are made of
+# others (records), or are no weights (text, dates).
+_NUMBERS = {
+    np.dtype(code).str[1:]: np.dtype(code) for code in '?bBhHiIlLefdgFDG'
+}
+
+
+def _number_dtype(code: str, *_: Any) -> np.dtype:
+    """Stands for ``numpy.dtype``: gives one of its singletons, no copy.
+
+    The state that a file gives to a copy may declare fields of objects at
+    addresses that the file holds. Singletons ignore it.
+    """
+    if not isinstance(code, str) or code not in _NUMBERS:
+        raise _refused(f'numpy.dtype({code!r})', 'no number')
+    return _NUMBERS[code]
+
+
+def _empty_array(kind: Any, *_: Any) -> np.ndarray:
+    """Stands for ``numpy.core.multiarray._reconstruct``."""
+    if kind != np.ndarray:
+        raise _refused(f'numpy._core.multiarray._reconstruct({kind!r})', '')
+    return np.ndarray((0,), 'b')
+
+
+def _number(dtype: Any, raw: Any) -> np.generic:
+    """Stands for ``numpy.core.multiarray.scalar``."""
+    if not isinstance(dtype, np.dtype) or dtype.kind not in 'biufc':
+        raise _refused(f'numpy._core.multiarray.scalar({dtype!r})', '')
+    if isinstance(raw, str):  # as Python 2 wrote bytes
+        raw = raw.encode('latin1')
+    return np.frombuffer(raw, dtype, count=1)[0]
 
 
 def _renamed(target: Callable, name: str) -> Callable:
@@ -118,14 +187,12 @@ def allowed_globals() -> dict[str, Callable]:
     Returns:
         dict[str, Callable]: Qualified name to what is used for it.
     """
-    multiarray = getattr(np, '_core', None) or np.core
-    multiarray = multiarray.multiarray
     allowed = {
         # Written by MMEngine: the message hub's histories, numpy numbers.
         'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
         'builtins.getattr': _renamed(_statistics_method, 'builtins.getattr'),
-        'numpy.ndarray': np.ndarray,
-        'numpy.dtype': np.dtype,
+        'numpy.ndarray': _Restored(np.ndarray),
+        'numpy.dtype': _renamed(_number_dtype, 'numpy.dtype'),
         'builtins.set': set,
         'builtins.slice': slice,
         # Bytes, as protocol 2 writes them; PyTorch's own since 2.5.
@@ -137,9 +204,12 @@ def allowed_globals() -> dict[str, Callable]:
     }
     # Files of NumPy 1 and 2 name the same functions differently.
     for package in ('numpy.core', 'numpy._core'):
-        for attribute in ('_reconstruct', 'scalar'):
+        for attribute, target in (
+            ('_reconstruct', _empty_array),
+            ('scalar', _number),
+        ):
             name = f'{package}.multiarray.{attribute}'
-            allowed[name] = _renamed(getattr(multiarray, attribute), name)
+            allowed[name] = _renamed(target, name)
     for package in ('pathlib', 'pathlib._local'):
         for attribute, target in (
             ('PosixPath', _posix_path),
@@ -150,9 +220,10 @@ def allowed_globals() -> dict[str, Callable]:
             name = f'{package}.{attribute}'
             allowed[name] = _renamed(target, name)
     # The state of a dtype is set on an instance of its own class.
-    for code in '?bBhHiIlLqQefdgFDGSU':
-        kind = type(np.dtype(code))
-        allowed[f'{kind.__module__}.{kind.__qualname__}'] = kind
+    for dtype in _NUMBERS.values():
+        kind = type(dtype)
+        name = f'{kind.__module__}.{kind.__qualname__}'
+        allowed[name] = _Restored(kind)
     return allowed
 
 
@@ -196,19 +267,29 @@ def trust_checkpoint(path: str | os.PathLike) -> None:
     """Trusts a file for this process and the ones it starts.
 
     Args:
-        path: The file. It is added to ``ROPIM_MM_TRUST_CHECKPOINT``.
+        path: The file or its URL, as it is given to :func:`read_checkpoint`.
+            It is added to ``ROPIM_MM_TRUST_CHECKPOINT``.
     """
-    trusted = os.environ.get(TRUST_VARIABLE, '').split(os.pathsep)
-    trusted = [p for p in trusted if p]
-    trusted.append(os.path.realpath(os.path.expanduser(os.fspath(path))))
-    os.environ[TRUST_VARIABLE] = os.pathsep.join(trusted)
+    path = os.fspath(path)
+    if '://' not in path:
+        path = os.path.realpath(os.path.expanduser(path))
+    trusted = [os.environ.get(TRUST_VARIABLE, ''), path]
+    os.environ[TRUST_VARIABLE] = os.pathsep.join(filter(None, trusted))
 
 
-def _is_trusted(path: str) -> bool:
-    trusted = os.environ.get(TRUST_VARIABLE, '').split(os.pathsep)
-    here = os.path.realpath(path)
+# A URL has the separator of POSIX's lists in it, up to twice.
+_URL = re.compile(rf'[\w.+-]+://[^{os.pathsep}/]*(:\d+(?=/))?[^{os.pathsep}]*')
+
+
+def _is_trusted(name: str) -> bool:
+    trusted = os.environ.get(TRUST_VARIABLE, '')
+    if '://' in name:
+        bounds = os.pathsep
+        return f'{bounds}{name}{bounds}' in f'{bounds}{trusted}{bounds}'
+    here = os.path.realpath(name)
+    paths = _URL.sub('', trusted).split(os.pathsep)
     return any(
-        os.path.realpath(os.path.expanduser(p)) == here for p in trusted if p
+        os.path.realpath(os.path.expanduser(p)) == here for p in paths if p
     )
 
 
@@ -221,11 +302,15 @@ def read_checkpoint(
 
     Args:
         path: A ``.pth`` or ``.safetensors`` file, or a URL. ``http(s)`` files
-            are kept in PyTorch's cache folder; other schemes are MMEngine's.
+            are kept in PyTorch's cache folder. Other schemes are those of
+            MMEngine's file backends (``s3://``, ...) and model zoos
+            (``torchvision://``, ``openmmlab://``, ``mmcls://``); whatever
+            the scheme, the file is read as a local one would be.
         map_location: Where the tensors go, as in :func:`torch.load`.
         trust (bool): Unpickle the file even if that runs code from it. A path
-            listed in the environment variable ``ROPIM_MM_TRUST_CHECKPOINT``
-            (several are separated as in ``PATH``) is trusted as well.
+            or URL listed in the environment variable
+            ``ROPIM_MM_TRUST_CHECKPOINT`` (several are separated as in
+            ``PATH``) is trusted as well.
 
     Returns:
         dict: The content of the file. A ``.safetensors`` file gives
@@ -235,22 +320,36 @@ def read_checkpoint(
         MissingCheckpointError: There is no such file.
         UntrustedCheckpointError: The file would call something that is not
             allowed, and it is not trusted.
-        CheckpointError: The file is empty, truncated or no checkpoint.
+        CheckpointError: The file is empty, truncated or no checkpoint, or
+            cannot be fetched.
     """
     path = os.fspath(path)
-    if path.startswith(('http://', 'https://')):
-        path = _download(path)
-    elif '://' in path:
-        return CheckpointLoader.load_checkpoint(path, map_location)
-    return _read_local(path, map_location, trust)
+    trust = trust or _is_trusted(path)
+    scheme, separator, rest = path.partition('://')
+    if not separator:
+        return _read_local(path, map_location, trust)
+    if scheme in ('http', 'https'):
+        return _read_local(_download(path), map_location, trust, path)
+    if scheme in _ZOOS:
+        content = read_checkpoint(_in_zoo(scheme, rest), map_location, trust)
+        return _encoder_of_mmcls(content) if scheme == 'mmcls' else content
+    with tempfile.TemporaryDirectory() as folder:
+        kept = os.path.join(folder, os.path.basename(rest) or 'checkpoint')
+        with open(kept, 'wb') as file:
+            file.write(_fetch(path))
+        return _read_local(kept, map_location, trust, path)
 
 
-def _read_local(path: str, map_location: Any, trust: bool = False) -> dict:
+def _read_local(
+    path: str, map_location: Any, trust: bool, name: str = ''
+) -> dict:
+    """Reads a file; ``name`` is what messages call it, if not its path."""
     if not path:
         raise CheckpointError(
             'The path of the checkpoint is empty. Give the path of a file.'
         )
     path = os.path.expanduser(path)
+    name = name or path
     if os.path.isdir(path):
         raise CheckpointError(
             f'{path} is a folder. Expected a checkpoint file; give the path '
@@ -263,28 +362,28 @@ def _read_local(path: str, map_location: Any, trust: bool = False) -> dict:
         )
     if os.path.getsize(path) == 0:
         raise CheckpointError(
-            f'{path} is empty (0 bytes). Expected a PyTorch or safetensors '
+            f'{name} is empty (0 bytes). Expected a PyTorch or safetensors '
             'checkpoint; copy or download it again.'
         )
     if path.endswith('.safetensors'):
-        content = _read_safetensors(path, map_location)
+        content = _read_safetensors(path, map_location, name)
     else:
-        content = _read_pickle(path, map_location, trust or _is_trusted(path))
+        content = _read_pickle(path, map_location, trust, name)
     if not isinstance(content, dict):
         raise CheckpointError(
-            f'{path} holds a {type(content).__name__}. Expected a dictionary '
+            f'{name} holds a {type(content).__name__}. Expected a dictionary '
             'of tensors, or one with an entry state_dict or model.'
         )
     return content
 
 
-def _read_pickle(path: str, map_location: Any, trust: bool) -> Any:
+def _read_pickle(path: str, map_location: Any, trust: bool, name: str) -> Any:
     with open(path, 'rb') as file:
         # PyTorch before 2.6 unpickles its oldest, tar-based format without
         # any restriction (CVE-2025-32434); later ones refuse it as well.
         if _is_tar(file):
             raise CheckpointError(
-                f'{path} is a tar archive. Expected a checkpoint written by '
+                f'{name} is a tar archive. Expected a checkpoint written by '
                 'torch.save; if it is packed, unpack it first.'
             )
         try:
@@ -298,22 +397,22 @@ def _read_pickle(path: str, map_location: Any, trust: bool) -> Any:
             refusal = _refusal(file, error)
             if refusal is None:
                 raise CheckpointError(
-                    f'{path} cannot be read as a checkpoint: '
+                    f'{name} cannot be read as a checkpoint: '
                     f'{_describe(file)}. Expected a whole file written by '
                     'torch.save, or .safetensors; copy or download it again. '
                     f'(PyTorch: {_reason(error)})'
                 ) from error
             if not trust:
                 raise UntrustedCheckpointError(
-                    f'{path} was refused: {refusal.why}. Nothing of it was '
+                    f'{name} was refused: {refusal.why}. Nothing of it was '
                     'run. If you know who made the file and want it anyway, '
                     'pass --trust-checkpoint to the tool, trust=True to '
                     'read_checkpoint or in init_cfg, or set '
-                    f'{TRUST_VARIABLE}={path}',
+                    f'{TRUST_VARIABLE}={name}',
                     refusal.names,
                 ) from None
         print_log(
-            f'{path} is trusted by the user and is unpickled without '
+            f'{name} is trusted by the user and is unpickled without '
             f'restriction, although {refusal.why}',
             logger='current',
             level=logging.WARNING,
@@ -325,7 +424,7 @@ def _read_pickle(path: str, map_location: Any, trust: bool) -> Any:
             )
         except (ImportError, AttributeError) as error:
             raise CheckpointError(
-                f'{path} is trusted, but cannot be unpickled here: '
+                f'{name} is trusted, but cannot be unpickled here: '
                 f'{_reason(error)}. Install what defines it.'
             ) from error
 
@@ -451,28 +550,88 @@ def _collect_globals(stream: IO[bytes], names: list[str]) -> None:
             strings.append(argument)
 
 
-def _read_safetensors(path: str, map_location: Any) -> dict:
+def _read_safetensors(path: str, map_location: Any, name: str) -> dict:
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
         raise CheckpointError(
-            f'{path} is a safetensors file and the package safetensors is '
+            f'{name} is a safetensors file and the package safetensors is '
             'not installed. Install it: pip install safetensors'
         ) from error
     try:
         with safe_open(path, framework='pt', device='cpu') as file:
             meta = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
     except SafetensorError as error:
         with open(path, 'rb') as raw:
             found = _describe(raw)
         raise CheckpointError(
-            f'{path} cannot be read as a safetensors file: {found}. Copy or '
+            f'{name} cannot be read as a safetensors file: {found}. Copy or '
             f'download it again. (safetensors: {_reason(error)})'
         ) from error
     if isinstance(map_location, (str, torch.device)):
         tensors = {n: t.to(map_location) for n, t in tensors.items()}
     return dict(meta=meta, state_dict=tensors)
+
+
+# Model zoos: where MMEngine lists their files.
+_ZOOS: dict[str, Callable[[], dict[str, str]]] = {
+    'torchvision': zoo.get_torchvision_models,
+    'modelzoo': zoo.get_torchvision_models,
+    'open-mmlab': zoo.get_external_models,
+    'openmmlab': zoo.get_external_models,
+    'mmcls': zoo.get_mmcls_models,
+}
+
+
+def _in_zoo(scheme: str, model: str) -> str:
+    """URL or path of a model of a zoo."""
+    files = _ZOOS[scheme]()
+    if model not in files and scheme.endswith('mmlab'):
+        model = zoo.get_deprecated_model_names().get(model, model)
+    if model not in files:
+        raise CheckpointError(
+            f'{scheme}://{model}: MMEngine knows no such model. Expected one '
+            f'of the {len(files)} it lists, as {scheme}://'
+            f'{next(iter(files))}; or give the path or URL of a file.'
+        )
+    file = files[model]
+    if '://' in file:
+        return file
+    # A user's own list, beside it.
+    return os.path.join(zoo._get_mmengine_home(), file)
+
+
+def _encoder_of_mmcls(content: dict) -> dict:
+    """What MMEngine makes of these classifiers: the backbone alone."""
+    weights = content.get('state_dict', content)
+    start = 'backbone.'
+    encoder = {
+        name[len(start) :]: tensor
+        for name, tensor in weights.items()
+        if name.startswith(start)
+    }
+    return dict(state_dict=encoder)
+
+
+def _fetch(url: str) -> bytes:
+    """Content of a file in an object store."""
+    # With or without a cluster: cluster:s3://bucket/file.
+    scheme = url.partition('://')[0].rpartition(':')[2]
+    if scheme not in prefix_to_backends:
+        raise CheckpointError(
+            f'{url}: MMEngine has no file backend for {scheme}://. Download '
+            'the file and give its path, or register a backend with '
+            'mmengine.fileio.register_backend.'
+        )
+    try:
+        return fileio.get(url)
+    except Exception as error:  # whatever the client of the store raises
+        raise CheckpointError(
+            f'{url} cannot be fetched: {type(error).__name__}: {error}. '
+            'Check the URL and the access to the store, or download the file '
+            'and give its path.'
+        ) from error
 
 
 def _download(url: str) -> str:
@@ -481,45 +640,58 @@ def _download(url: str) -> str:
     name = os.path.basename(urlparse(url).path)
     if not name:
         raise CheckpointError(f'{url} names no file. Give the URL of one.')
-    path = os.path.join(folder, name)
+    # Many files are called checkpoint.pth.
+    digest = hashlib.sha256(url.encode()).hexdigest()[:12]
+    path = os.path.join(folder, f'{digest}-{name}')
     rank, world_size = get_dist_info()
 
     def fetch() -> None:
-        if not os.path.exists(path):
-            os.makedirs(folder, exist_ok=True)
-            print_log(f'Downloading {url} to {path}', logger='current')
+        if os.path.exists(path):
+            print_log(
+                f'{url} was downloaded before: using {path}; delete it to '
+                'download it again',
+                logger='current',
+            )
+            return
+        os.makedirs(folder, exist_ok=True)
+        print_log(f'Downloading {url} to {path}', logger='current')
+        try:
             torch.hub.download_url_to_file(url, path, progress=rank == 0)
+        except OSError as error:
+            raise CheckpointError(
+                f'{url} cannot be downloaded to {path}: {error}. Check the '
+                'URL and the connection, or download the file and give its '
+                'path.'
+            ) from error
 
     # One process first, so that those of its machine find the file there.
-    if rank == 0:
-        fetch()
-    if world_size > 1:
-        torch.distributed.barrier()
+    try:
+        if rank == 0:
+            fetch()
+    finally:
+        if world_size > 1:
+            torch.distributed.barrier()
+    if rank != 0:
         fetch()
     return path
 
 
-def load_from_local(filename: str, map_location: Any = None) -> dict:
-    """MMEngine's loader of local files, as :func:`read_checkpoint` reads."""
-    return _read_local(filename, map_location)
-
-
-def load_from_http(filename: str, map_location: Any = None) -> dict:
-    """MMEngine's loader of URLs, as :func:`read_checkpoint` reads."""
+def load_from_anywhere(filename: str, map_location: Any = None) -> dict:
+    """MMEngine's loader of every scheme, as :func:`read_checkpoint` reads."""
     return read_checkpoint(filename, map_location)
 
 
 def register_safe_loader() -> None:
-    """Makes MMEngine read local files and URLs by :func:`read_checkpoint`.
+    """Makes MMEngine read all checkpoints by :func:`read_checkpoint`.
 
-    MMEngine's own loader falls back to unrestricted unpickling as soon as the
+    MMEngine's own loaders fall back to unrestricted unpickling as soon as the
     restricted one refuses a file, with no more than a warning. Its extension
-    point for loaders replaces it for every model of the process: ``init_cfg``,
-    ``load_from``, resuming and testing. Calling this twice is harmless.
+    point for loaders replaces them for every model of the process:
+    ``init_cfg``, ``load_from``, resuming and testing, whatever the scheme of
+    the URL. Calling this twice is harmless.
     """
     CheckpointLoader.register_scheme(
-        prefixes='', loader=load_from_local, force=True
-    )
-    CheckpointLoader.register_scheme(
-        prefixes=('http://', 'https://'), loader=load_from_http, force=True
+        prefixes=['', *CheckpointLoader._schemes],
+        loader=load_from_anywhere,
+        force=True,
     )

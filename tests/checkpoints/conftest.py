@@ -1,6 +1,7 @@
 """Files that the tests of checkpoints share."""
 
 import builtins
+import logging
 import os
 import sys
 import types
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.logging import MMLogger
 
 from ropim_mm.checkpoints.official import convert_state_dict
 
@@ -22,6 +24,16 @@ class Call:
 
     def __reduce__(self) -> tuple:
         return self.call
+
+
+@pytest.fixture
+def log(caplog):
+    """What MMEngine's logger says."""
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(caplog.handler)
+    caplog.set_level(logging.INFO)
+    yield caplog
+    logger.removeHandler(caplog.handler)
 
 
 @pytest.fixture

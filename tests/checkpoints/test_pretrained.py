@@ -1,10 +1,7 @@
 """A backbone's ``init_cfg`` loads with a coverage check, in every model."""
 
-import logging
-
 import pytest
 import torch
-from mmengine.logging import MMLogger
 from mmengine.model import BaseModule, PretrainedInit
 from mmpretrain.models import ImageClassifier
 from mmpretrain.models.backbones import BEiTViT
@@ -32,15 +29,6 @@ def build(arch, pretrained):
         return ROPIMViT(**settings, init_cfg=init_cfg)
 
     return build
-
-
-@pytest.fixture
-def log(caplog):
-    logger = MMLogger.get_current_instance()
-    logger.addHandler(caplog.handler)
-    caplog.set_level(logging.INFO)
-    yield caplog
-    logger.removeHandler(caplog.handler)
 
 
 def test_weights_are_those_the_released_loader_gives(build, released, log):
@@ -102,14 +90,22 @@ def test_type_as_text_or_class_and_beside_others(build, pretrained, kind):
     assert backbone.ln2.weight.unique().tolist() == [7.0]
 
 
-def test_second_call_loads_nothing(build, log):
+def test_second_call_changes_nothing(build, log):
     backbone = build()
     backbone.init_weights()
+    state = backbone.state_dict()
+    before = {name: tensor.clone() for name, tensor in state.items()}
+    backbone.init_weights()
+    assert log.text.count('ROPIMViT from ') == 1
+    # Nor does it initialise anew: that would be lost training.
+    for name in ('cls_token', 'layers.1.attn.qkv.weight'):
+        assert torch.equal(state[name], before.pop(name)), name
     with torch.no_grad():
         backbone.cls_token.fill_(5.0)
     backbone.init_weights()
-    # Nor does it initialise anew: that would be lost training.
-    assert log.text.count('ROPIMViT from ') == 1
+    assert backbone.cls_token.unique().tolist() == [5.0]
+    for name in before:
+        assert torch.equal(state[name], before[name]), name
 
 
 def test_shallow_model_stops(build, arch):

@@ -3,6 +3,7 @@
 import argparse
 import builtins
 import http.server
+import io
 import os
 import pathlib
 import tarfile
@@ -13,6 +14,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from mmengine.fileio.backends import BaseStorageBackend, prefix_to_backends
 from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader, load_checkpoint
 
@@ -21,9 +23,12 @@ from ropim_mm.checkpoints import (
     MissingCheckpointError,
     UntrustedCheckpointError,
     read_checkpoint,
+    reading,
+    register_safe_loader,
     trust_checkpoint,
 )
-from ropim_mm.checkpoints.reading import TRUST_VARIABLE
+from ropim_mm.checkpoints.reading import TRUST_VARIABLE, load_from_anywhere
+from ropim_mm.errors import InputError
 
 
 class Call:
@@ -117,16 +122,27 @@ def test_what_mmengine_writes_beside_weights(tmp_path):
     hub = {
         'loss': HistoryBuffer([0.5, 0.25], [1, 1]),
         'values': np.arange(3, dtype=np.int64),
-        'names': np.array(['a', 'b']),
         'one': np.float32(2),
+        'yes': np.array([True, False]),
+        'double': np.float64(0.1),
+        'complex': np.array([[1j]], np.complex64),
+        'huge': np.array([2**64 - 1], np.uint64),
         'flags': {1, 2},
     }
     torch.save({'state_dict': {}, 'message_hub': hub}, path)
     read = read_checkpoint(path)['message_hub']
     assert read['loss'].mean() == 0.375
     assert read['values'].tolist() == [0, 1, 2]
-    assert read['names'].tolist() == ['a', 'b']
+    assert type(read['values']) is np.ndarray
     assert read['one'] == np.float32(2)
+    assert type(read['one']) is np.float32
+    assert read['yes'].tolist() == [True, False]
+    assert read['double'] == 0.1
+    assert read['complex'].tolist() == [[1j]]
+    assert read['huge'].tolist() == [2**64 - 1]
+    # Resuming writes what was read once more.
+    torch.save(read, path)
+    assert read_checkpoint(path)['loss'].mean() == 0.375
     assert read['flags'] == {1, 2}
 
 
@@ -146,6 +162,79 @@ def test_names_of_the_other_numpy(tmp_path):
         path.write_bytes(raw)
         assert package.encode() + b'.multiarray' in raw
         assert read_checkpoint(path)['x'].tolist() == [0, 1, 2]
+
+
+class Build:
+    """Pickles as a call whose result is then given a state."""
+
+    def __init__(self, function: Callable, args: tuple, state: object):
+        self.pickled = function, args, state
+
+    def __reduce__(self) -> tuple:
+        return self.pickled
+
+
+def _planted(how: str) -> object:
+    """Objects at an address of the file's choice, in various clothes."""
+    array = np.core.multiarray if np.__version__ < '2' else np._core.multiarray
+    address = b'\x01' * 8
+    plain = (3, '<', None, None, None, -1, -1, 0)
+    fields = {'a': (Build(np.dtype, ('O', False, True), plain), 0)}
+    code = 'S8' if how == 'text' else 'f8'
+    state = (3, '<', None, ('a',), fields, 8, 1, 63)
+    if how == 'direct':
+        return Call(np.ndarray, (1,), 'O', address)
+    if how == 'no fields':
+        dtype = Build(np.dtype, ('O8', False, True), plain)
+    elif how == 'shared fields':
+        # Not even objects are named: only the copy of a dtype is built.
+        state = (3, '<', None, ('a',), {'a': (np.dtype('f8'), 0)}, 8, 1, 63)
+        dtype = Build(np.dtype, (code, False, True), state)
+    else:
+        dtype = Build(np.dtype, (code, False, True), state)
+    if how == 'scalar':
+        return Call(array.scalar, dtype, address)
+    return Build(
+        array._reconstruct,
+        (np.ndarray, (0,), b'b'),
+        (1, (1,), dtype, False, address),
+    )
+
+
+@pytest.mark.parametrize(
+    'how', ['number', 'text', 'no fields', 'direct', 'scalar']
+)
+def test_numpy_cannot_plant_addresses(tmp_path, how):
+    """Reading such an element would follow a pointer that the file gave."""
+    path = tmp_path / 'a.pth'
+    torch.save({'x': _planted(how)}, path)
+    with pytest.raises(UntrustedCheckpointError, match=r'would call numpy\.'):
+        read_checkpoint(path)
+
+
+def test_dtype_keeps_what_it_is(tmp_path):
+    """A state with fields changes neither the array nor NumPy's own type."""
+    path = tmp_path / 'a.pth'
+    torch.save({'x': _planted('shared fields')}, path)
+    assert read_checkpoint(path)['x'].dtype == np.dtype('f8')
+    assert np.dtype('f8').fields is None
+
+
+@pytest.mark.parametrize(
+    'array',
+    [
+        np.array(['a']),
+        np.array([b'a']),
+        np.array([{}]),
+        np.zeros(1, [('a', 'f4')]),
+        np.array(['2020-01-01'], 'M8[D]'),
+    ],
+)
+def test_arrays_of_other_things_than_numbers(tmp_path, array):
+    path = tmp_path / 'a.pth'
+    torch.save({'x': array}, path)
+    with pytest.raises(UntrustedCheckpointError, match=r"numpy\.dtype\('"):
+        read_checkpoint(path)
 
 
 @pytest.fixture
@@ -192,8 +281,12 @@ def test_missing_file(tmp_path):
     assert str(path) in str(caught.value)
     assert os.getcwd() in str(caught.value)
     assert isinstance(caught.value, FileNotFoundError)
-    with pytest.raises(MissingCheckpointError, match='unknown://a.pth'):
-        read_checkpoint('unknown://a.pth')
+
+
+def test_errors_are_those_that_tools_report():
+    for error in (CheckpointError, UntrustedCheckpointError):
+        assert issubclass(error, InputError)
+        assert issubclass(error, RuntimeError)
 
 
 @pytest.mark.parametrize(
@@ -274,12 +367,11 @@ def test_safetensors(tmp_path):
     assert str(e.value).startswith(str(path))
 
 
-def test_url(tmp_path, hostile, marker, monkeypatch):
-    """A URL that the user gives is fetched, and read as safely."""
-    served = tmp_path / 'served'
-    served.mkdir()
-    torch.save({'w': torch.ones(2)}, served / 'good.pth')
-    hostile[0].rename(served / 'bad.pth')
+@pytest.fixture
+def serve(tmp_path, monkeypatch):
+    """Serves a folder over HTTP; gives the folder and its URL."""
+    folder = tmp_path / 'served'
+    folder.mkdir()
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -287,17 +379,153 @@ def test_url(tmp_path, hostile, marker, monkeypatch):
             pass
 
     server = http.server.ThreadingHTTPServer(
-        ('127.0.0.1', 0), partial(Quiet, directory=str(served))
+        ('127.0.0.1', 0), partial(Quiet, directory=str(folder))
     )
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f'http://127.0.0.1:{server.server_port}'
-    try:
-        assert read_checkpoint(f'{url}/good.pth')['w'].tolist() == [1, 1]
-        (served / 'good.pth').unlink()  # now in the cache
-        assert read_checkpoint(f'{url}/good.pth')['w'].tolist() == [1, 1]
-        with pytest.raises(UntrustedCheckpointError):
-            CheckpointLoader.load_checkpoint(f'{url}/bad.pth', 'cpu')
-    finally:
-        server.shutdown()
-        server.server_close()
+    yield folder, f'http://127.0.0.1:{server.server_port}'
+    server.shutdown()
+    server.server_close()
+
+
+def test_url(serve, hostile, marker):
+    """A URL that the user gives is fetched, and read as safely."""
+    served, url = serve
+    torch.save({'w': torch.ones(2)}, served / 'good.pth')
+    hostile[0].rename(served / 'bad.pth')
+    assert read_checkpoint(f'{url}/good.pth')['w'].tolist() == [1, 1]
+    (served / 'good.pth').unlink()  # now in the cache
+    assert read_checkpoint(f'{url}/good.pth')['w'].tolist() == [1, 1]
+    with pytest.raises(UntrustedCheckpointError) as caught:
+        CheckpointLoader.load_checkpoint(f'{url}/bad.pth', 'cpu')
+    assert str(caught.value).startswith(f'{url}/bad.pth was refused')
+    assert f'{TRUST_VARIABLE}={url}/bad.pth' in str(caught.value)
+    with pytest.raises(CheckpointError, match='nowhere.pth cannot be downlo'):
+        read_checkpoint(f'{url}/nowhere.pth')
     assert not marker.exists()
+
+
+def test_urls_of_one_name_are_kept_apart(serve, log):
+    served, url = serve
+    for i in (1, 2):
+        (served / f'run{i}').mkdir()
+        torch.save({'i': i}, served / f'run{i}' / 'checkpoint.pth')
+    for i in (1, 2):
+        assert read_checkpoint(f'{url}/run{i}/checkpoint.pth')['i'] == i
+    log.clear()
+    assert read_checkpoint(f'{url}/run1/checkpoint.pth')['i'] == 1
+    assert (
+        f'{url}/run1/checkpoint.pth was downloaded before: using' in log.text
+    )
+
+
+def test_trusted_url(serve, tmp_path, marker, monkeypatch):
+    served, url = serve
+    path = served / 'a.pth'
+    torch.save({'a': Call(os.system, f'touch {marker}')}, path)
+    url = f'{url}/a.pth'
+    monkeypatch.setenv(TRUST_VARIABLE, str(tmp_path / 'other.pth'))
+    for other in (f'{url}x', url[:-1], f'{url}/b.pth'):
+        trust_checkpoint(other)
+    with pytest.raises(UntrustedCheckpointError):
+        read_checkpoint(url)
+    trust_checkpoint(url)
+    trust_checkpoint(path)
+    assert read_checkpoint(url) == {'a': 0}
+    marker.unlink()
+    assert read_checkpoint(path) == {'a': 0}  # URLs do not hide paths
+
+
+@pytest.fixture
+def store(monkeypatch):
+    """An object store behind ``s3://``; gives its content."""
+    files: dict[str, bytes] = {}
+
+    class Store(BaseStorageBackend):
+        def get(self, filepath: str) -> bytes:
+            return files[filepath]
+
+        def get_text(self, filepath: str) -> str:
+            raise NotImplementedError
+
+    monkeypatch.setattr('mmengine.fileio.io.backend_instances', {})
+    for scheme in ('s3', 'petrel'):
+        monkeypatch.setitem(prefix_to_backends, scheme, Store)
+    return files
+
+
+PREFIXES = ('s3://b/', 'cluster:s3://b/', 'petrel://b/')
+
+
+@pytest.mark.parametrize('prefix', PREFIXES)
+@pytest.mark.parametrize('name', ['x.pth', 'x'])
+def test_object_store_runs_nothing(store, marker, prefix, name):
+    url = prefix + name
+    # The bare pickle that MMEngine's loader of these schemes falls for.
+    command = f'touch {marker}'.encode()
+    store[url] = b'\x80\x02cposix\nsystem\nX' + bytes(
+        [len(command), 0, 0, 0]
+    ) + (command + b'\x85R.')  # fmt: skip
+    for read in (read_checkpoint, CheckpointLoader.load_checkpoint):
+        with pytest.raises(UntrustedCheckpointError) as caught:
+            read(url)
+        assert caught.value.names == ('posix.system',)
+        assert str(caught.value).startswith(f'{url} was refused')
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize('prefix', PREFIXES)
+def test_object_store(store, prefix):
+    buffer = io.BytesIO()
+    torch.save({'w': torch.ones(2)}, buffer)
+    store[f'{prefix}a.pth'] = buffer.getvalue()
+    assert read_checkpoint(f'{prefix}a.pth')['w'].tolist() == [1, 1]
+    content = CheckpointLoader.load_checkpoint(f'{prefix}a.pth')
+    assert content['w'].tolist() == [1, 1]
+    with pytest.raises(CheckpointError, match='b.pth cannot be fetched: KeyE'):
+        read_checkpoint(f'{prefix}b.pth')
+    store[f'{prefix}c.pth'] = b'<html></html>'
+    with pytest.raises(CheckpointError, match=rf'{prefix}c.pth .* a web page'):
+        read_checkpoint(f'{prefix}c.pth')
+
+
+@pytest.mark.parametrize('scheme', ['pavi', 'unknown'])
+def test_scheme_without_a_backend(scheme):
+    for read in (read_checkpoint, CheckpointLoader.load_checkpoint):
+        with pytest.raises(CheckpointError, match=f'backend for {scheme}://'):
+            read(f'{scheme}://a.pth')
+
+
+@pytest.mark.parametrize(
+    ('scheme', 'listing'),
+    [
+        ('torchvision', 'get_torchvision_models'),
+        ('modelzoo', 'get_torchvision_models'),
+        ('open-mmlab', 'get_external_models'),
+        ('openmmlab', 'get_external_models'),
+        ('mmcls', 'get_mmcls_models'),
+    ],
+)
+def test_model_zoos(scheme, listing, tmp_path, hostile, marker, monkeypatch):
+    good = tmp_path / 'good.pth'
+    torch.save({'state_dict': {'backbone.w': torch.ones(1)}}, good)
+    models = {'good': str(good), 'bad': str(hostile[0])}
+    monkeypatch.setattr(reading, '_ZOOS', {scheme: lambda: models})
+    content = CheckpointLoader.load_checkpoint(f'{scheme}://good')
+    name = 'w' if scheme == 'mmcls' else 'backbone.w'
+    assert content['state_dict'][name].tolist() == [1]
+    with pytest.raises(UntrustedCheckpointError):
+        CheckpointLoader.load_checkpoint(f'{scheme}://bad')
+    with pytest.raises(CheckpointError, match=f'{scheme}://other: MMEngine '):
+        read_checkpoint(f'{scheme}://other')
+    assert not marker.exists()
+    monkeypatch.undo()
+    assert reading._ZOOS[scheme] is getattr(reading.zoo, listing)
+
+
+def test_no_loader_of_mmengine_is_left():
+    loaders = CheckpointLoader._schemes
+    assert {'s3://', 'pavi://', 'mmcls://'} <= {
+        scheme.replace(r'(\S+\:)?', '') for scheme in loaders
+    }
+    register_safe_loader()
+    assert set(loaders.values()) == {load_from_anywhere}
