@@ -4,11 +4,15 @@ from .coverage import CheckpointCoverageHook
 from .deferred import DeferredRuntimeInfoHook
 from .distributed import PortableRunner
 from .optimizer import AutocastOptimWrapper, LayerDecayOptimWrapperConstructor
+from .seeding import EpochSeedHook
+from .skipped import SkippedImagesHook
 
 __all__ = [
     'AutocastOptimWrapper',
     'CheckpointCoverageHook',
     'DeferredRuntimeInfoHook',
+    'EpochSeedHook',
     'LayerDecayOptimWrapperConstructor',
     'PortableRunner',
+    'SkippedImagesHook',
 ]

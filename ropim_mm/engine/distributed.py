@@ -16,13 +16,17 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from mmengine.device import get_device
+from mmengine.dist import get_rank
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
 from mmengine.registry import MODEL_WRAPPERS
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ropim_mm.errors import InputError
 from ropim_mm.registry import RUNNERS
+
+from .seeding import WorkerSeeds
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
@@ -44,7 +48,7 @@ _STARTED_BY = {
 }
 
 
-class LaunchError(Exception):
+class LaunchError(InputError):
     """A run cannot start as asked; the message says what to change."""
 
 
@@ -253,6 +257,9 @@ class PortableRunner(Runner):
     On CPUs, processes talk through gloo, batch norms are not synchronised
     (PyTorch has no such layer for CPUs) and loader workers are spawned: forked
     ones may inherit a lock that a gloo thread holds, and hang.
+
+    Each epoch has random streams of its own, so that a resumed run draws what
+    an uninterrupted one would have drawn, see ``engine.seeding``.
     """
 
     def setup_env(self, env_cfg: dict) -> None:
@@ -297,15 +304,25 @@ class PortableRunner(Runner):
         seed: int | None = None,
         diff_rank_seed: bool = False,
     ) -> DataLoader:
-        """Build with the settings of :func:`adapt_dataloader`."""
+        """Build with the settings of :func:`adapt_dataloader`.
+
+        Workers draw as :class:`~ropim_mm.engine.seeding.WorkerSeeds` says,
+        unless the config has a ``worker_init_fn``.
+        """
+        own_seeds = False
         if isinstance(dataloader, dict):
             dataloader = adapt_dataloader(dataloader)
-        return Runner.build_dataloader(dataloader, seed, diff_rank_seed)
+            own_seeds = 'worker_init_fn' not in dataloader
+        loader = Runner.build_dataloader(dataloader, seed, diff_rank_seed)
+        if own_seeds and seed is not None:
+            loader.worker_init_fn = WorkerSeeds(seed, get_rank())
+        return loader
 
     def register_default_hooks(self, hooks: dict | None = None) -> None:
-        """Add MMEngine's default hooks, the deferred logger among them."""
+        """MMEngine's default hooks, the deferred logger, epochs' seeds."""
         default = dict(
-            runtime_info=dict(type='ropim_mm.DeferredRuntimeInfoHook')
+            runtime_info=dict(type='ropim_mm.DeferredRuntimeInfoHook'),
+            epoch_seed=dict(type='ropim_mm.EpochSeedHook'),
         )
         super().register_default_hooks({**default, **(hooks or {})})
 
