@@ -5,3 +5,9 @@ _base_ = [
     '../_base_/schedules/ropim_bs1024_300e.py',
     '../_base_/default_runtime.py',
 ]
+
+custom_hooks = [
+    *_base_.custom_hooks,
+    # How many images could not be read, in the log.
+    dict(type='ropim_mm.SkippedImagesHook'),
+]

@@ -586,6 +586,14 @@ def test_pretraining_runs(name, data, tmp_path, cifar):
         cfg.train_dataloader.dataset.indices = [-4, -3, -2, -1]
     check_steps(cfg, run(cfg, tmp_path))
     assert (tmp_path / 'epoch_1.pth').is_file()
+    (log,) = tmp_path.glob('*/*.log')
+    skipped = re.findall('By epoch 1, .*', log.read_text())
+    if 'custom' in name:
+        assert len(skipped) == 1
+        assert 'of 1 distinct files' in skipped[0]
+        assert 'train/broken.jpg: the file is empty' in skipped[0]
+    else:
+        assert not skipped
 
 
 @pytest.mark.slow

@@ -184,18 +184,12 @@ def test_skip_replaces_counts_and_logs(folder, caplog):
     readable = {f'{i}.png' for i in range(4)}
     names = [s['data_samples'].img_path.rsplit('/')[-1] for s in samples]
     assert set(names) == readable
-    skipped = dataset.pipeline.transforms[0].num_skipped
-    assert skipped >= 4  # two an epoch, and replacements may fail again
+    skipped = dataset.pipeline.transforms[0].skipped.read()
+    assert skipped.reads >= 4  # two an epoch; replacements may fail again
+    assert len(skipped.files) == 2
     lines = [r.getMessage() for r in caplog.records]
     assert sum('empty.jpg: the file is empty' in x for x in lines) == 1
     assert sum('cut.jpg' in x and 'truncated' in x for x in lines) == 1
-
-
-def test_skips_of_all_workers_are_counted(folder):
-    dataset = build(folder, 'skip')
-    loader = DataLoader(dataset, 2, num_workers=2, collate_fn=pseudo_collate)
-    assert sum(len(batch['inputs']) for batch in loader) == 6
-    assert dataset.pipeline.transforms[0].num_skipped >= 2
 
 
 def test_raise_reaches_the_main_process(folder):

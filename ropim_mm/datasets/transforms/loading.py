@@ -6,13 +6,12 @@ import io
 import logging
 
 import numpy as np
-import torch
 from mmcv.transforms import BaseTransform
 from mmengine import fileio
 from mmengine.logging import print_log
 from PIL import Image, UnidentifiedImageError
-from torch.utils.data import get_worker_info
 
+from ropim_mm.datasets.skipped import SkipAccount
 from ropim_mm.errors import InputError
 from ropim_mm.registry import TRANSFORMS
 
@@ -28,8 +27,6 @@ _UPRIGHT = {
 }
 _ORIENTATION_TAG = 0x0112
 _BITS_TAG = 0x0102  # BitsPerSample of TIFF
-# One counter a worker, so that no two processes write to the same one.
-_COUNTERS = 256
 
 
 class UnreadableImageError(InputError):
@@ -37,7 +34,9 @@ class UnreadableImageError(InputError):
 
     def __init__(self, message: str) -> None:
         # A loader's worker hands it on with a traceback in front.
-        super().__init__(message.rpartition(f'{type(self).__name__}: ')[2])
+        super().__init__(
+            message.rpartition(f'{type(self).__name__}: ')[2].strip()
+        )
 
 
 def decode_image(data: bytes) -> np.ndarray:
@@ -129,10 +128,11 @@ class LoadImage(BaseTransform):
 
     Args:
         on_error: ``'raise'`` stops at an image that cannot be read and says
-            which and why. ``'skip'`` writes the same to the log as a warning,
-            counts it (:attr:`num_skipped`) and lets the dataset take another
-            sample at random. Only for training: a dataset in ``test_mode``
-            must not lose samples, and stops.
+            which and why. ``'skip'`` says the same in a warning, once a file,
+            counts it (:attr:`skipped`, which ``ropim_mm.SkippedImagesHook``
+            reports in the log file) and lets the dataset take another sample
+            at random. Only for training: a dataset in ``test_mode`` must not
+            lose samples, and stops.
         backend_args: Storage backend of :func:`mmengine.fileio.get`.
 
     Raises:
@@ -150,16 +150,7 @@ class LoadImage(BaseTransform):
             )
         self.on_error = on_error
         self.backend_args = backend_args
-        self._named: set[str] = set()
-        # In shared memory: loader workers count, the main process reads.
-        self._skipped = torch.zeros(
-            _COUNTERS, dtype=torch.int64
-        ).share_memory_()
-
-    @property
-    def num_skipped(self) -> int:
-        """Images skipped so far, by all loader workers together."""
-        return int(self._skipped.sum())
+        self.skipped = SkipAccount() if on_error == 'skip' else None
 
     def transform(self, results: dict) -> dict | None:
         """Add the pixels; None asks the dataset for another sample."""
@@ -174,7 +165,14 @@ class LoadImage(BaseTransform):
         except Exception as error:
             reason = str(error) or type(error).__name__
             if self.on_error == 'skip':
-                self._skip(path, reason)
+                text = f'{path}: {reason}'
+                if self.skipped.add(path, text):
+                    print_log(
+                        f'skipped unreadable image {text}. Another sample '
+                        'takes its place',
+                        logger='current',
+                        level=logging.WARNING,
+                    )
                 return None
             raise UnreadableImageError(
                 f'cannot read image {path}: {reason}. Repair or remove it, or '
@@ -184,18 +182,6 @@ class LoadImage(BaseTransform):
         results['img_shape'] = img.shape[:2]
         results['ori_shape'] = img.shape[:2]
         return results
-
-    def _skip(self, path: str, reason: str) -> None:
-        worker = get_worker_info()
-        self._skipped[worker.id % _COUNTERS if worker else 0] += 1
-        if path not in self._named:  # not again in every epoch
-            self._named.add(path)
-            print_log(
-                f'skipped unreadable image {path}: {reason}. Another sample '
-                f'takes its place; {self.num_skipped} skipped so far',
-                logger='current',
-                level=logging.WARNING,
-            )
 
     def __repr__(self) -> str:
         return (
