@@ -316,6 +316,11 @@ class PortableRunner(Runner):
         loader = Runner.build_dataloader(dataloader, seed, diff_rank_seed)
         if own_seeds and seed is not None:
             loader.worker_init_fn = WorkerSeeds(seed, get_rank())
+        if loader.generator is None:
+            # PyTorch draws a number when workers start. From the generator
+            # of the process, it would set the epochs in which persistent
+            # workers start apart from the others.
+            loader.generator = torch.Generator()
         return loader
 
     def register_default_hooks(self, hooks: dict | None = None) -> None:

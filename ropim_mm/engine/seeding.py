@@ -93,7 +93,13 @@ def _call_before_each_item(dataset: Dataset, function) -> None:
     # `__getitems__` is what PyTorch calls for a batch where there is one.
     names = ('__getitem__', '__getitems__')
     methods = {name: before(name) for name in names if hasattr(kind, name)}
-    dataset.__class__ = type(kind.__name__, (kind,), methods)
+    try:
+        dataset.__class__ = type(kind.__name__, (kind,), methods)
+    except TypeError:
+        # A list, a range: they cannot be changed, and draw nothing.
+        if kind.__module__ == 'builtins':
+            return
+        raise
 
 
 @HOOKS.register_module()

@@ -98,3 +98,24 @@ def test_loaders_of_the_runner():
         dict(cfg, worker_init_fn=own), seed=1
     )
     assert loader.worker_init_fn.func is print
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_starting_workers_draws_nothing(workers):
+    loader = PortableRunner.build_dataloader(
+        dict(
+            dataset=range(4),
+            batch_size=1,
+            num_workers=workers,
+            sampler=dict(type='DefaultSampler'),
+        ),
+        seed=1,
+    )
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    drawn = []
+    for _ in range(3):
+        assert len(list(loader)) == 4
+        drawn.append(torch.rand(1))
+    assert torch.equal(torch.cat(drawn), expected)
