@@ -12,7 +12,10 @@ default_hooks = dict(
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='VisualizationHook', enable=False),
 )
-# Stops a run whose `init_cfg` filled less of the encoder than expected.
+# Stops a run when `load_from`, the checkpoint to resume or the one to test
+# leaves a part of the model at random. `init_cfg` is checked by the backbone.
+# Lists replace each other: tools/train.py and test.py add the hook to a config
+# that sets its own `custom_hooks`.
 custom_hooks = [dict(type='ropim_mm.CheckpointCoverageHook')]
 
 env_cfg = dict(

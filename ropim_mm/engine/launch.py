@@ -7,6 +7,7 @@ writes to its work folder can be used on another one.
 
 import inspect
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,10 +22,8 @@ from mmengine.registry import DATASETS, RUNNERS, Registry
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from ropim_mm import stack
-from ropim_mm.checkpoints.reading import (
-    CheckpointError,
-    trust_checkpoint,
-)
+from ropim_mm.checkpoints.pretrained import unchecked_pretrained
+from ropim_mm.checkpoints.reading import trust_checkpoint
 from ropim_mm.errors import InputError
 
 from .distributed import LaunchError, PortableRunner, world_size
@@ -40,27 +39,36 @@ _VISUALIZER = {
     'mmseg': 'mmseg.SegLocalVisualizer',
     'mmdet': 'mmdet.DetLocalVisualizer',
 }
+# Names of the initialiser that reads a file.
+_PRETRAINED = ('Pretrained', 'PretrainedInit', 'mmengine.Pretrained')
 
 
 @contextmanager
 def report_errors() -> Iterator[None]:
     """Print errors that the user can cure as one message, with status 1.
 
-    All others keep their traceback.
+    All others keep their traceback. Of an error in a loader's worker, which
+    comes with the worker's traceback, only the message is printed.
     """
     try:
         yield
-    except (
-        LaunchError,
-        CheckpointError,
-        InputError,
-        stack.StackError,
-    ) as error:
+    except (InputError, stack.StackError) as error:
         rank = os.environ.get('RANK') or os.environ.get('SLURM_PROCID')
         where = f' [process {rank}]' if rank else ''
         sys.stdout.flush()
-        print(f'error{where}: {error}', file=sys.stderr, flush=True)
+        message = _own_message(error)
+        print(f'error{where}: {message}', file=sys.stderr, flush=True)
         raise SystemExit(1) from None
+
+
+def _own_message(error: Exception) -> str:
+    text = str(error)
+    if not text.startswith('Caught ') or 'Traceback (' not in text:
+        return text
+    # PyTorch hands on `traceback.format_exception` of the worker, which ends
+    # in the qualified name of the error and its message.
+    name = rf'^[\w.]*\b{type(error).__name__}: '
+    return re.split(name, text, flags=re.MULTILINE)[-1].rstrip()
 
 
 def load_config(path: str, options: dict | None = None) -> Config:
@@ -153,6 +161,10 @@ def prepare_train(
     if trust:
         for checkpoint in _named_checkpoints(cfg):
             trust_checkpoint(checkpoint)
+    if _is_ours(cfg.model):
+        _require_all_weights(cfg)
+    if _is_ours(cfg.model.get('backbone')):
+        _refuse_unchecked(cfg)
     _set_collate(cfg)
     for field in ('train_dataloader', 'val_dataloader'):
         check_data(cfg, field)
@@ -346,6 +358,9 @@ def set_resume(cfg: Config, resume: str | None) -> list[str]:
 
     Raises:
         LaunchError: If a file that is named does not exist.
+
+    A run that is resumed has its weights: the files of ``Pretrained`` in the
+    model's ``init_cfg`` are not read again, and need not exist any more.
     """
     if resume is None and cfg.get('resume') and not cfg.get('load_from'):
         resume = 'auto'
@@ -369,7 +384,16 @@ def set_resume(cfg: Config, resume: str | None) -> list[str]:
             f'{field}: checkpoint {source} not found (current folder '
             f'{os.getcwd()})'
         )
-    return [f'Resuming from {source}'] if cfg.get('resume') else []
+    if not cfg.get('resume'):
+        return []
+    notes = [f'Resuming from {source}']
+    dropped = _drop_pretrained(cfg.model, 'model')
+    if dropped:
+        notes.append(
+            f'The pretrained weights of {", ".join(dropped)} are not read '
+            'again: the resumed checkpoint has them'
+        )
+    return notes
 
 
 def latest_checkpoint(work_dir: str) -> str | None:
@@ -493,12 +517,55 @@ def _named_checkpoints(cfg: Config) -> Iterator[str]:
 def _pretrained(node: object) -> Iterator[dict]:
     """Every ``init_cfg`` of a model config that reads a file."""
     if isinstance(node, dict):
-        if node.get('type') == 'Pretrained' and node.get('checkpoint'):
+        if node.get('type') in _PRETRAINED and node.get('checkpoint'):
             yield node
         node = list(node.values())
     if isinstance(node, (list, tuple)):
         for child in node:
             yield from _pretrained(child)
+
+
+def _drop_pretrained(node: object, field: str) -> list[str]:
+    """Take ``Pretrained`` out of every ``init_cfg``; return their fields."""
+    if isinstance(node, (list, tuple)):
+        children = enumerate(node)
+    elif isinstance(node, dict):
+        children = node.items()
+    else:
+        return []
+    dropped = []
+    for key, child in list(children):
+        name = f'{field}.{key}'
+        if key != 'init_cfg':
+            dropped += _drop_pretrained(child, name)
+            continue
+        entries = [child] if isinstance(child, dict) else list(child or [])
+        kept = [e for e in entries if e.get('type') not in _PRETRAINED]
+        if len(kept) < len(entries):
+            node[key] = kept or None
+            dropped.append(name)
+    return dropped
+
+
+def _is_ours(node: object) -> bool:
+    """Whether a part of a model config is of this package."""
+    if isinstance(node, dict):
+        if str(node.get('type')).startswith('ropim_mm.'):
+            return True
+        node = list(node.values())
+    return isinstance(node, (list, tuple)) and any(map(_is_ours, node))
+
+
+def _refuse_unchecked(cfg: Config) -> None:
+    fields = unchecked_pretrained(cfg)
+    if fields:
+        raise LaunchError(
+            f'{", ".join(fields)} of {cfg.filename} would load a checkpoint '
+            'without a check that it fits. For a pretrained encoder use '
+            'model.backbone.init_cfg=dict(type="Pretrained", '
+            'checkpoint=FILE, prefix="backbone."), for the weights of the '
+            'whole model load_from=FILE'
+        )
 
 
 def _require_all_weights(cfg: Config) -> None:

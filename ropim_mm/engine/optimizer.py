@@ -9,6 +9,7 @@ from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 from torch import nn
 
+from ropim_mm.errors import InputError
 from ropim_mm.registry import (
     OPTIM_WRAPPER_CONSTRUCTORS,
     OPTIM_WRAPPERS,
@@ -41,9 +42,8 @@ class AutocastOptimWrapper(OptimWrapper):
             ``mmengine.optim.OptimWrapper``.
 
     Raises:
-        ValueError: If ``dtype`` is unknown, or not to be had on the device of
-            the parameters.
-        TypeError: If ``loss_scale`` is none of the above.
+        InputError: If ``dtype`` is unknown, or not to be had on the device of
+            the parameters, or ``loss_scale`` is none of the above.
     """
 
     def __init__(
@@ -54,14 +54,14 @@ class AutocastOptimWrapper(OptimWrapper):
     ) -> None:
         super().__init__(**kwargs)
         if dtype not in DTYPES:
-            raise ValueError(
+            raise InputError(
                 f'optim_wrapper.dtype is {dtype!r}: expected one of '
                 f'{", ".join(map(repr, DTYPES))}'
             )
         self.cast_dtype = DTYPES[dtype]
         device = self._device_type
         if dtype == 'float16' and device == 'cpu':
-            raise ValueError(
+            raise InputError(
                 "optim_wrapper.dtype is 'float16', which needs a GPU, but the "
                 "model is on the CPU: use 'bfloat16' or 'float32'"
             )
@@ -70,7 +70,7 @@ class AutocastOptimWrapper(OptimWrapper):
             and device == 'cuda'
             and not torch.cuda.is_bf16_supported()
         ):
-            raise ValueError(
+            raise InputError(
                 "optim_wrapper.dtype is 'bfloat16', which "
                 f'{torch.cuda.get_device_name()} does not support: use '
                 "'float16' or 'float32'"
@@ -90,7 +90,7 @@ class AutocastOptimWrapper(OptimWrapper):
         if isinstance(loss_scale, (int, float)):
             self._fixed_scale = float(loss_scale)
             return torch.amp.GradScaler(device, init_scale=self._fixed_scale)
-        raise TypeError(
+        raise InputError(
             f'optim_wrapper.loss_scale is {loss_scale!r}: expected '
             "'dynamic', a number or a dict of GradScaler's arguments"
         )
@@ -198,9 +198,8 @@ class LayerDecayOptimWrapperConstructor:
               longest match counts.
 
     Raises:
-        TypeError: If a field of ``paramwise_cfg`` has the wrong type.
-        ValueError: If a field is unknown or has no effect, or if
-            ``layer_decay_rate < 1`` finds no layers.
+        InputError: If a field is missing, unknown, of the wrong type or
+            without effect, or if ``layer_decay_rate < 1`` finds no layers.
     """
 
     def __init__(
@@ -209,11 +208,11 @@ class LayerDecayOptimWrapperConstructor:
         wrapper_cfg = dict(optim_wrapper_cfg)
         wrapper_cfg.setdefault('type', 'ropim_mm.AutocastOptimWrapper')
         if 'optimizer' not in wrapper_cfg:
-            raise ValueError('optim_wrapper.optimizer is missing')
+            raise InputError('optim_wrapper.optimizer is missing')
         self.optimizer_cfg = dict(wrapper_cfg.pop('optimizer'))
         self.wrapper_cfg = wrapper_cfg
         if self.optimizer_cfg.get('lr') is None:
-            raise ValueError(
+            raise InputError(
                 'optim_wrapper.optimizer.lr is missing: the rates of the '
                 'layers are multiples of it'
             )
@@ -227,18 +226,18 @@ class LayerDecayOptimWrapperConstructor:
         )
         self.lr_mult = dict(options.pop('lr_mult', {}))
         if options:
-            raise ValueError(
+            raise InputError(
                 'unknown optim_wrapper.paramwise_cfg field(s) '
                 f'{sorted(options)}: expected layer_decay_rate, '
                 'no_decay_names or lr_mult'
             )
         if not 0 < self.decay_rate <= 1:
-            raise ValueError(
+            raise InputError(
                 'optim_wrapper.paramwise_cfg.layer_decay_rate is '
                 f'{self.decay_rate}: expected a number in (0, 1]'
             )
         if isinstance(self.no_decay_names, str):
-            raise TypeError(
+            raise InputError(
                 'optim_wrapper.paramwise_cfg.no_decay_names is the string '
                 f'{self.no_decay_names!r}: expected a list of names'
             )
@@ -302,7 +301,7 @@ class LayerDecayOptimWrapperConstructor:
             groups[key]['param_names'].append(name)
         unused = sorted(set(self.lr_mult) - used)
         if unused:
-            raise ValueError(
+            raise InputError(
                 f'optim_wrapper.paramwise_cfg.lr_mult names {unused}, but no '
                 f'trainable parameter of {type(model).__name__} starts so'
             )
@@ -327,7 +326,7 @@ class LayerDecayOptimWrapperConstructor:
             f'optim_wrapper.paramwise_cfg.layer_decay_rate={self.decay_rate}'
         )
         if not hasattr(backbone, 'get_layer_depth'):
-            raise ValueError(
+            raise InputError(
                 f'{field} needs depths, but {type(backbone).__name__} has no '
                 'get_layer_depth(name, prefix): use a backbone that has it, '
                 'or a rate of 1.0'
@@ -338,7 +337,7 @@ class LayerDecayOptimWrapperConstructor:
                 depths[name], count = backbone.get_layer_depth(name, prefix)
                 last = count - 1
         if last is None or all(depth == last for depth in depths.values()):
-            raise ValueError(
+            raise InputError(
                 f'{field} would change nothing: get_layer_depth of '
                 f'{type(backbone).__name__} finds no trainable parameter '
                 f'before the last depth among {len(names)}, such as '

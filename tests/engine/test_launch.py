@@ -4,10 +4,12 @@ import os
 
 import pytest
 from mmengine.config import Config
+from torch.utils.data import DataLoader, Dataset
 
 from ropim_mm.checkpoints.reading import TRUST_VARIABLE
 from ropim_mm.engine import launch
 from ropim_mm.engine.distributed import LaunchError
+from ropim_mm.errors import InputError
 from ropim_mm.stack import StackError
 
 TRAINING = """
@@ -116,6 +118,42 @@ class TestPrepareTrain:
         with pytest.raises(LaunchError, match='has no optim_wrapper: it'):
             launch.prepare_train(cfg)
 
+    def test_weights_are_checked(self, cfg):
+        kind = 'ropim_mm.CheckpointCoverageHook'
+        cfg.custom_hooks = [dict(type='EMAHook')]
+        for _ in range(2):
+            launch.prepare_train(cfg)
+            assert cfg.custom_hooks == [dict(type='EMAHook'), dict(type=kind)]
+        cfg.custom_hooks = [dict(type=kind, allow_missing=['head.'])]
+        launch.prepare_train(cfg)
+        assert cfg.custom_hooks == [dict(type=kind, allow_missing=['head.'])]
+
+    def test_other_models_are_not_checked(self, cfg):
+        # They may want to load a detector with another number of classes.
+        cfg.model = dict(type='ImageClassifier', backbone=dict(type='ViT'))
+        launch.prepare_train(cfg)
+        assert 'custom_hooks' not in cfg
+
+    def test_pretrained_that_is_not_checked(self, cfg, tmp_path):
+        cfg.model.backbone.type = 'ropim_mm.ROPIMViT'
+        launch.prepare_train(cfg)
+        cfg.model.init_cfg = dict(type='Pretrained', checkpoint='vit.pth')
+        with pytest.raises(
+            LaunchError,
+            match='^model.init_cfg of .*tiny.py would .* load_from=FILE$',
+        ):
+            launch.prepare_train(cfg)
+        (tmp_path / 'a.pth').touch()
+        launch.prepare_train(cfg, resume='a.pth')  # nothing is read
+
+    def test_pretrained_of_other_models(self, cfg):
+        cfg.model = dict(
+            type='ImageClassifier',
+            backbone=dict(type='VisionTransformer'),
+            init_cfg=dict(type='Pretrained', checkpoint='vit.pth'),
+        )
+        launch.prepare_train(cfg)
+
     def test_trust(self, cfg, monkeypatch):
         monkeypatch.delenv(TRUST_VARIABLE, raising=False)
         launch.prepare_train(cfg)
@@ -194,12 +232,42 @@ class TestResume:
 
     def test_file(self, cfg, tmp_path):
         (tmp_path / 'a.pth').touch()
-        assert launch.set_resume(cfg, 'a.pth') == ['Resuming from a.pth']
+        assert launch.set_resume(cfg, 'a.pth')[0] == 'Resuming from a.pth'
         assert (cfg.resume, cfg.load_from) == (True, 'a.pth')
         with pytest.raises(
             LaunchError, match='--resume: checkpoint b.pth not'
         ):
             launch.set_resume(cfg, 'b.pth')
+
+    def test_pretrained_weights_are_not_read_again(self, cfg, tmp_path):
+        (tmp_path / 'a.pth').touch()
+        other = dict(type='Normal', layer='Linear', std=0.1)
+        cfg.model = dict(
+            type='Ensemble',
+            init_cfg=[dict(type='PretrainedInit', checkpoint='x'), other],
+            parts=[
+                dict(init_cfg=dict(type='Pretrained', checkpoint='y')),
+                dict(init_cfg=dict(other)),
+            ],
+        )
+        assert launch.set_resume(cfg, 'a.pth') == [
+            'Resuming from a.pth',
+            'The pretrained weights of model.init_cfg, '
+            'model.parts.0.init_cfg are not read again: the resumed '
+            'checkpoint has them',
+        ]
+        assert cfg.model == dict(
+            type='Ensemble',
+            init_cfg=[other],
+            parts=[dict(init_cfg=None), dict(init_cfg=other)],
+        )
+
+    def test_pretrained_weights_are_read_at_the_beginning(self, cfg, tmp_path):
+        (tmp_path / 'a.pth').touch()
+        launch.prepare_train(cfg, work_dir='new', resume='auto')
+        cfg.load_from = 'a.pth'
+        assert launch.set_resume(cfg, None) == []
+        assert cfg.model.backbone.init_cfg.checkpoint == 'vit.pth'
 
     def test_load_from(self, cfg):
         cfg.load_from = 'c.pth'
@@ -368,5 +436,24 @@ def test_errors_of_the_user_are_short(capsys, monkeypatch):
         raise LaunchError('field x is wrong')
     assert info.value.code == 1
     assert capsys.readouterr().err == 'error [process 3]: field x is wrong\n'
+    assert isinstance(info.value.__context__, InputError)
     with pytest.raises(ZeroDivisionError), launch.report_errors():
         _ = 1 / 0
+
+
+class Unreadable(Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise InputError('a.png: no image\nput another one there')
+
+
+def test_errors_of_loader_workers_are_short(capsys, monkeypatch):
+    for name in ('RANK', 'SLURM_PROCID'):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SystemExit), launch.report_errors():
+        list(DataLoader(Unreadable(), num_workers=1))
+    assert capsys.readouterr().err == (
+        'error: a.png: no image\nput another one there\n'
+    )

@@ -16,6 +16,7 @@ from ropim_mm.engine import (
     LayerDecayOptimWrapperConstructor,
     optimizer,
 )
+from ropim_mm.errors import InputError
 from ropim_mm.registry import MODELS
 
 BACKBONE = dict(
@@ -55,11 +56,11 @@ class TestAutocast:
         assert sgd(nn.Linear(1, 1)).cast_dtype == torch.bfloat16
 
     def test_unknown_dtype(self):
-        with pytest.raises(ValueError, match="dtype is 'bf16': expected one"):
+        with pytest.raises(InputError, match="dtype is 'bf16': expected one"):
             sgd(nn.Linear(1, 1), dtype='bf16')
 
     def test_float16_needs_a_gpu(self):
-        with pytest.raises(ValueError, match="'float16', which needs a GPU"):
+        with pytest.raises(InputError, match="'float16', which needs a GPU"):
             sgd(nn.Linear(1, 1), dtype='float16')
 
     def test_clipping_reports_the_norm_before_it(self):
@@ -396,21 +397,21 @@ class TestLayerDecay:
         ]
 
     def test_no_depths(self):
-        with pytest.raises(ValueError, match='Linear has no get_layer_depth'):
+        with pytest.raises(InputError, match='Linear has no get_layer_depth'):
             build_optim_wrapper(nn.Linear(2, 2), optim_cfg())
 
     def test_frozen_backbone(self):
         model = nn.Module()
         model.backbone = MODELS.build(BACKBONE).requires_grad_(False)
         model.head = nn.Linear(2, 2)
-        with pytest.raises(ValueError, match='would change nothing'):
+        with pytest.raises(InputError, match='would change nothing'):
             build_optim_wrapper(model, optim_cfg())
 
     def test_depths_that_match_nothing(self):
         model = nn.Module()
         model.backbone = nn.Linear(2, 2)
         model.backbone.get_layer_depth = lambda name, prefix: (11, 12)
-        with pytest.raises(ValueError, match="such as \\['backbone.weight'"):
+        with pytest.raises(InputError, match="such as \\['backbone.weight'"):
             build_optim_wrapper(model, optim_cfg())
 
     @pytest.mark.parametrize(
@@ -427,15 +428,15 @@ class TestLayerDecay:
     def test_bad_fields(self, paramwise, message):
         cfg = optim_cfg(1.0)
         cfg.paramwise_cfg = paramwise
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(InputError, match=message):
             build_optim_wrapper(nn.Linear(2, 2), cfg)
 
     def test_one_name_instead_of_a_list(self):
-        with pytest.raises(TypeError, match="the string 'pos_embed'"):
+        with pytest.raises(InputError, match="the string 'pos_embed'"):
             build_optim_wrapper(
                 nn.Linear(2, 2), optim_cfg(1.0, no_decay_names='pos_embed')
             )
 
     def test_missing_rate(self):
-        with pytest.raises(ValueError, match='optimizer.lr is missing'):
+        with pytest.raises(InputError, match='optimizer.lr is missing'):
             LayerDecayOptimWrapperConstructor(dict(optimizer=dict(type='SGD')))
