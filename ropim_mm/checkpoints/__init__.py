@@ -1,7 +1,7 @@
 """Checkpoints: read safely, loaded with a report, converted, exported."""
 
 from .coverage import CoverageError, CoverageReport, load_weights
-from .pretrained import PretrainedMixin
+from .pretrained import PretrainedMixin, unchecked_pretrained
 from .reading import (
     CheckpointError,
     MissingCheckpointError,
@@ -22,4 +22,5 @@ __all__ = [
     'read_checkpoint',
     'register_safe_loader',
     'trust_checkpoint',
+    'unchecked_pretrained',
 ]

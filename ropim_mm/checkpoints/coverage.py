@@ -12,6 +12,7 @@ from mmengine.logging import print_log
 from mmengine.runner.checkpoint import get_state_dict
 from torch import Tensor, nn
 
+from ..errors import InputError
 from .reading import CheckpointError
 
 # Where checkpoints of different origins keep their weights.
@@ -221,8 +222,6 @@ def select_prefix(
     if selected and (prefix or any(name in selected for name in own)):
         return selected, ()
 
-    first = Counter(name.split('.', 1)[0] + '.' for name in tensors)
-    exist = ', '.join(f'{p!r} ({n} tensors)' for p, n in first.most_common(8))
     # Where the file does hold tensors named as this module names its own.
     fitting = Counter(
         name[: -len(mine)]
@@ -238,8 +237,17 @@ def select_prefix(
         )
     raise CheckpointError(
         f'{source} holds no tensor of {type(module).__name__} under the '
-        f'prefix {prefix!r}. Found the prefixes {exist}. {cure}'
+        f'prefix {prefix!r}. Found {prefixes_of(tensors)}. {cure}'
     )
+
+
+def prefixes_of(names: Iterable[str]) -> str:
+    """What names begin with, for messages."""
+    first = Counter(name.split('.', 1)[0] + '.' for name in names)
+    if not first:
+        return 'nothing'
+    found = (f'{p!r} ({n} tensors)' for p, n in first.most_common(8))
+    return f'the prefixes {", ".join(found)}'
 
 
 def _cure_of_names(names: Iterable[str]) -> str:
@@ -344,14 +352,14 @@ def load_weights(
             has tensors that belong to no part of this module. The module is
             unchanged.
         CheckpointError: There is nothing under the prefix.
-        ValueError: An entry of ``skip_keys`` names nothing.
+        InputError: An entry of ``skip_keys`` names nothing.
     """
     tensors = find_state_dict(state_dict, source)
     tensors, notes = select_prefix(module, tensors, prefix, source)
     own = module.state_dict()
     for key in skip_keys:
         if not any(matches_prefix(name, [key]) for name in {**own, **tensors}):
-            raise ValueError(
+            raise InputError(
                 f'skip_keys: {key!r} names no tensor of '
                 f'{type(module).__name__} nor of {source}. Expected the '
                 'beginning of a name, up to a dot.'
