@@ -2,7 +2,7 @@
 _base_ = [
     '../_base_/models/ropim.py',
     '../_base_/datasets/cifar10zip_bs512_ropim_32px.py',
-    '../_base_/schedules/ropim_bs1024_300e.py',
+    '../_base_/schedules/ropim_tiny_bs512_300e.py',
     '../_base_/default_runtime.py',
 ]
 
@@ -12,26 +12,4 @@ model = dict(
     head=dict(patch_size=4),
 )
 
-optim_wrapper = dict(optimizer=dict(lr=1e-3 * 512 / 512))
-
-param_scheduler = [
-    dict(
-        type='LinearLR',
-        start_factor=5e-7 / 1e-3,
-        by_epoch=True,
-        begin=0,
-        end=5,
-        convert_to_iter_based=True,
-    ),
-    dict(
-        type='CosineAnnealingLR',
-        eta_min=5e-6 * 512 / 512,
-        by_epoch=True,
-        begin=5,
-        end=300,
-        convert_to_iter_based=True,
-    ),
-]
-
-auto_scale_lr = dict(base_batch_size=512)
 default_hooks = dict(logger=dict(interval=50))

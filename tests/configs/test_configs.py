@@ -197,12 +197,16 @@ def test_the_table_lists_every_config():
     'path', sorted(CONFIGS.rglob('*.py')), ids=lambda p: p.stem
 )
 def test_text_without_logic(path):
-    """Assignments of data and arithmetic; bases of this repository only."""
+    """Assignments of data and arithmetic; bases of this repository only.
+
+    A list may take over what follows an index in a list of its base.
+    """
     text = path.read_text()
     allowed = (
         ast.Module, ast.Assign, ast.Name, ast.Load, ast.Store, ast.Constant,
         ast.List, ast.Tuple, ast.Dict, ast.keyword, ast.BinOp, ast.Mult,
         ast.Div, ast.Call, ast.Attribute, ast.UnaryOp, ast.USub,
+        ast.Starred, ast.Subscript, ast.Slice,
     )  # fmt: skip
     tree = ast.parse(text)
     for node in ast.walk(tree):
@@ -211,6 +215,8 @@ def test_text_without_logic(path):
             assert ast.unparse(node.func) == 'dict'
         if isinstance(node, ast.Attribute):
             assert ast.unparse(node.value) == '_base_'
+        if isinstance(node, (ast.Starred, ast.Subscript)):
+            assert re.fullmatch(r'\*?_base_\.\w+(\[\d:\])?', ast.unparse(node))
     assert len(text.splitlines()) <= 90
     for node in tree.body:
         if ast.unparse(node.targets[0]) != '_base_':
@@ -233,7 +239,11 @@ def test_what_all_share(name):
     assert cfg.randomness == dict(seed=0, diff_rank_seed=True)
     assert cfg.optim_wrapper.type == 'ropim_mm.AutocastOptimWrapper'
     assert cfg.optim_wrapper.dtype == 'bfloat16'
-    assert cfg.custom_hooks == [dict(type='ropim_mm.CheckpointCoverageHook')]
+    hooks = [hook.type for hook in cfg.custom_hooks]
+    assert hooks[0] == 'ropim_mm.CheckpointCoverageHook'
+    skips = cfg.train_dataloader.dataset.pipeline[0].get('on_error') == 'skip'
+    assert ('ropim_mm.SkippedImagesHook' in hooks) is skips
+    assert ('custom' in name) is skips
     checkpoint = cfg.default_hooks.checkpoint
     assert checkpoint.max_keep_ckpts == 3
     assert checkpoint.save_last is True

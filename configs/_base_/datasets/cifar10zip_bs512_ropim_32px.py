@@ -6,16 +6,7 @@ data_preprocessor = dict(to_rgb=True)
 
 train_pipeline = [
     dict(type='ropim_mm.LoadImage', on_error='raise'),
-    dict(
-        type='RandomResizedCrop',
-        scale=32,
-        crop_ratio_range=(0.67, 1.0),
-        aspect_ratio_range=(3 / 4, 4 / 3),
-        backend='pillow',
-        interpolation='bilinear',
-    ),
-    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-    dict(type='PackInputs'),
+    *_base_.train_pipeline,
 ]
 
 train_dataloader = dict(

@@ -4,16 +4,7 @@ _base_ = './imagenet_bs128_ropim.py'
 
 train_pipeline = [
     dict(type='ropim_mm.LoadImage', on_error='skip'),
-    dict(
-        type='RandomResizedCrop',
-        scale=224,
-        crop_ratio_range=(0.67, 1.0),
-        aspect_ratio_range=(3 / 4, 4 / 3),
-        backend='pillow',
-        interpolation='bilinear',
-    ),
-    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-    dict(type='PackInputs'),
+    *_base_.train_pipeline[1:],
 ]
 
 train_dataloader = dict(
