@@ -1,9 +1,27 @@
-"""Names of BEiT-style encoders: those of BEiT, timm and ROPIM, and ours.
+"""What files say about BEiT-style encoders, and how they name it.
 
-Ours are MMPretrain's. The correspondence is one to one.
+Names: those of BEiT, timm and ROPIM, and ours, which are MMPretrain's. The
+correspondence is one to one. Sizes: the architectures that have a name, and
+the grid behind a relative position bias table.
 """
 
 import re
+
+from torch import Tensor
+
+from ..errors import InputError
+
+# Width, blocks, heads and hidden width of the MLPs.
+ARCHS = {
+    'tiny': (192, 12, 3, 768),
+    'small': (384, 12, 6, 1536),
+    'base': (768, 12, 12, 3072),
+    'large': (1024, 24, 16, 4096),
+}
+
+# Rows of a table after those of the offsets: class token to any, any to class
+# token, class token to itself.
+NUM_CLASS_ROWS = 3
 
 # Ours on the left.
 _OUTSIDE_BLOCKS = {
@@ -70,3 +88,57 @@ def to_beit(name: str) -> str | None:
         return _OUTSIDE_BLOCKS.get(name)
     other = _IN_BLOCK.get(layer[2])
     return other and f'blocks.{layer[1]}.{other}'
+
+
+def _rows(grid: tuple[int, int]) -> int:
+    return (2 * grid[0] - 1) * (2 * grid[1] - 1) + NUM_CLASS_ROWS
+
+
+def grid_of_table(
+    rows: int,
+    index: Tensor | None = None,
+    expected: tuple[int, int] | None = None,
+) -> tuple[int, int]:
+    """The grid (h, w) a table was made for.
+
+    Args:
+        rows: Rows of the table.
+        index: Its ``relative_position_index`` (1 + L, 1 + L) when the file
+            has one. It settles non-square grids.
+        expected: Grid of the model, believed if its table has as many rows
+            and nothing speaks against it.
+
+    Raises:
+        InputError: No grid, or no unambiguous one, has such a table.
+    """
+    spatial = rows - NUM_CLASS_ROWS
+    if index is not None:
+        tokens = index.shape[0] - 1
+        # (2h-1)(2w-1) = 4hw - 2(h+w) + 1 gives the sum, hw the product.
+        total, rest = divmod(4 * tokens + 1 - spatial, 2)
+        sides = [(h, total - h) for h in range(1, total)]
+        # The next row's first key is 2w-1 table rows away. A single row and
+        # a single column of tokens look the same: the model's grid decides.
+        grids = [
+            (h, w)
+            for h, w in sides
+            if not rest
+            and h * w == tokens
+            and (1 in (h, w) or index[1, 1] - index[1, 1 + w] == 2 * w - 1)
+        ]
+        if grids:
+            return expected if expected in grids else grids[0]
+        raise InputError(
+            f'a table of {rows} rows does not belong to an index of '
+            f'{tuple(index.shape)}'
+        )
+    if expected is not None and _rows(expected) == rows:
+        return expected
+    side = round(spatial**0.5)
+    if spatial < 1 or side * side != spatial or side % 2 == 0:
+        raise InputError(
+            f'a relative position bias table of {rows} rows belongs to no '
+            'square grid, and the file has no relative_position_index that '
+            'says which other grid it is for'
+        )
+    return ((side + 1) // 2,) * 2

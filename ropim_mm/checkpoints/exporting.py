@@ -1,6 +1,5 @@
 """Released checkpoints in, encoders out: the files behind two tools."""
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,8 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from ..version import __version__
-from .beit_names import to_beit
+from .beit_names import ARCHS, grid_of_table, to_beit
 from .coverage import find_state_dict
 from .official import CONVERTERS, convert_state_dict
 from .reading import CheckpointError, read_checkpoint
@@ -27,12 +27,6 @@ LICENCE_NOTICE = (
 
 _TABLE = 'relative_position_bias_table'
 _INDEX = 'relative_position_index'
-_ARCHS = {
-    (192, 12, 3): 'tiny',
-    (384, 12, 6): 'small',
-    (768, 12, 12): 'base',
-    (1024, 24, 16): 'large',
-}
 
 
 @dataclass(frozen=True)
@@ -97,8 +91,10 @@ def encoder_shape(weights: Mapping[str, Tensor]) -> EncoderShape:
     tables = [name for name in weights if name.endswith(_TABLE)]
     width, depth = projection.shape[0], len(layers)
     heads = weights[tables[0]].shape[1] if tables else None
-    name = _ARCHS.get((width, depth, heads))
-    if name is None:
+    names = [n for n, a in ARCHS.items() if a[:3] == (width, depth, heads)]
+    if names:
+        name = names[0]
+    else:
         name = f'{width} wide, {depth} blocks'
         name += f', {heads} heads' if heads else ''
     grid = None
@@ -110,15 +106,10 @@ def encoder_shape(weights: Mapping[str, Tensor]) -> EncoderShape:
 
 
 def _grid(rows: int, index: Tensor | None) -> tuple[int, int] | None:
-    """(h, w) of a table with (2h - 1)(2w - 1) + 3 rows."""
-    if index is None:
-        side = (math.isqrt(rows - 3) + 1) // 2
-        return (side, side) if (2 * side - 1) ** 2 + 3 == rows else None
-    # Along a row of patches the index falls by 1 from one to the next.
-    first = index[1, 1:]
-    steps = (first[1:] - first[:-1] != -1).nonzero()
-    width = int(steps[0]) + 1 if len(steps) else len(first)
-    return len(first) // width, width
+    try:
+        return grid_of_table(rows, index)
+    except InputError:  # not square, and the file does not say what else
+        return None
 
 
 def _count(weights: Mapping[str, Tensor]) -> int:
