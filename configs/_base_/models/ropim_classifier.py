@@ -18,7 +18,7 @@ model = dict(
         init_cfg=dict(type='Pretrained', checkpoint='', prefix='backbone.'),
     ),
     head=dict(
-        type='LinearClsHead',
+        type='ropim_mm.LinearClsHead',
         num_classes=1000,
         in_channels=768,
         loss=dict(
