@@ -15,6 +15,7 @@ import os
 import pickle
 import pickletools
 import re
+import sys
 import tarfile
 import tempfile
 import threading
@@ -388,9 +389,11 @@ def _read_pickle(path: str, map_location: Any, trust: bool, name: str) -> Any:
             )
         try:
             with _only_allowed_globals():
-                return torch.load(
+                content = torch.load(
                     file, map_location=map_location, weights_only=True
                 )
+            _refuse_other_byte_order(file)
+            return content
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:
@@ -427,6 +430,15 @@ def _read_pickle(path: str, map_location: Any, trust: bool, name: str) -> Any:
                 f'{name} is trusted, but cannot be unpickled here: '
                 f'{_reason(error)}. Install what defines it.'
             ) from error
+
+
+def _refuse_other_byte_order(file: BinaryIO) -> None:
+    # It is part of the state that NumPy's singletons ignore: the numbers
+    # would come out wrong.
+    other = '>' if sys.byteorder == 'little' else '<'
+    names, strings = _scan(file)
+    if 'numpy.dtype' in names and other in strings:
+        raise _refused(f'numpy.dtype({other!r})', 'byte order')
 
 
 def _reason(error: BaseException) -> str:
@@ -495,7 +507,7 @@ def _refusal(file: BinaryIO, error: Exception) -> _Refusal | None:
     if not names and not other_protocol:
         return None
     known = {*allowed_globals(), *_get_allowed_globals()}
-    names += [name for name in _named_globals(file) if name not in known]
+    names += [name for name in _scan(file)[0] if name not in known]
     names = tuple(dict.fromkeys(names))
     if names:
         return _Refusal(
@@ -510,9 +522,10 @@ def _refusal(file: BinaryIO, error: Exception) -> _Refusal | None:
     )
 
 
-def _named_globals(file: BinaryIO) -> list[str]:
-    """Names of the globals in a file, found without unpickling anything."""
+def _scan(file: BinaryIO) -> tuple[list[str], list[str]]:
+    """Globals and strings in a file, found without unpickling anything."""
     names: list[str] = []
+    strings: list[str] = []
     file.seek(0)
     try:
         if zipfile.is_zipfile(file):
@@ -520,22 +533,21 @@ def _named_globals(file: BinaryIO) -> list[str]:
             for member in archive.namelist():
                 if member.endswith('data.pkl'):
                     with archive.open(member) as stream:
-                        _collect_globals(stream, names)
+                        _collect(stream, names, strings)
         else:
             # Before PyTorch 1.6 a file was a row of pickles, then the data.
             file.seek(0)
             while True:
-                _collect_globals(file, names)
+                _collect(file, names, strings)
     except (ValueError, IndexError, KeyError, EOFError, OSError):
         pass  # the end of the pickles, or damage that is reported elsewhere
     except zipfile.BadZipFile:
         pass
-    return names
+    return names, strings
 
 
-def _collect_globals(stream: IO[bytes], names: list[str]) -> None:
-    """Appends the globals that the next pickle in ``stream`` names."""
-    strings: list[str] = []
+def _collect(stream: IO[bytes], names: list[str], strings: list[str]) -> None:
+    """Appends the globals and strings of the next pickle in ``stream``."""
     for opcode, argument, _ in pickletools.genops(stream):
         if opcode.name in ('GLOBAL', 'INST'):
             module, name = argument.split(' ', 1)

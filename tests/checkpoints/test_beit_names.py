@@ -2,10 +2,14 @@
 
 import pytest
 
-from ropim_mm.checkpoints.beit_names import from_beit, to_beit
+from ropim_mm.checkpoints.beit_names import ARCHS, from_beit, to_beit
 from ropim_mm.models import ROPIMViT
 
 ARCH = dict(embed_dims=8, num_layers=2, num_heads=2, feedforward_channels=16)
+
+
+def test_names_of_sizes_are_those_of_the_models():
+    assert ROPIMViT.arch_zoo == ARCHS
 
 
 @pytest.mark.parametrize('one_table', [True, False])

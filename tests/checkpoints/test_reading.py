@@ -14,7 +14,11 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from mmengine.fileio.backends import BaseStorageBackend, prefix_to_backends
+from mmengine.fileio.backends import (
+    BaseStorageBackend,
+    backends,
+    prefix_to_backends,
+)
 from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader, load_checkpoint
 
@@ -228,9 +232,10 @@ def test_dtype_keeps_what_it_is(tmp_path):
         np.array([{}]),
         np.zeros(1, [('a', 'f4')]),
         np.array(['2020-01-01'], 'M8[D]'),
+        np.array([1.5], np.dtype('f8').newbyteorder('S')),
     ],
 )
-def test_arrays_of_other_things_than_numbers(tmp_path, array):
+def test_arrays_of_other_things_than_plain_numbers(tmp_path, array):
     path = tmp_path / 'a.pth'
     torch.save({'x': array}, path)
     with pytest.raises(UntrustedCheckpointError, match=r"numpy\.dtype\('"):
@@ -448,6 +453,7 @@ def store(monkeypatch):
             raise NotImplementedError
 
     monkeypatch.setattr('mmengine.fileio.io.backend_instances', {})
+    monkeypatch.setitem(backends, 'petrel', Store)
     for scheme in ('s3', 'petrel'):
         monkeypatch.setitem(prefix_to_backends, scheme, Store)
     return files
