@@ -85,6 +85,10 @@ class TrainingStep:
                     f'{spec.config} has no {name}: it has no training step'
                 )
         self.device = torch.device(get_device())
+        # One forward and backward for each update, whatever the config
+        # accumulates: `train_step` would divide the loss and leave out most
+        # updates.
+        cfg.optim_wrapper.accumulative_counts = 1
         self.batch_size = spec.batch_size or launch.global_batch_size(cfg, 1)
         self.dtype = _set_dtype(cfg, spec.dtype)
         before = self._allocated()

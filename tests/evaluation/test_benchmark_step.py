@@ -135,6 +135,21 @@ def test_a_step_trains(ropim):
     assert ropim.model.get_parameter(name).grad is None  # zeroed
 
 
+def test_accumulated_steps_are_one_update_each(configs):
+    options = {
+        **ROPIM,
+        'train_dataloader.batch_size': 2,
+        'optim_wrapper.accumulative_counts': 4,
+    }
+    step = TrainingStep(StepSpec(configs['ropim'], options))
+    assert step.batch_size == len(step.batch['data_samples']) == 2
+    for _ in range(2):
+        weight = step.model.backbone.patch_embed.projection.weight
+        before = weight.clone()
+        step()
+        assert not torch.equal(weight, before)
+
+
 def test_text_says_what_was_measured(ropim, configs):
     parameters = sum(p.numel() for p in ropim.model.parameters())
     assert str(ropim) == (

@@ -6,8 +6,6 @@ the files into memory where they fit.
 """
 
 import argparse
-import json
-import os
 from statistics import median
 
 from mmengine.config import DictAction
@@ -21,20 +19,7 @@ from ropim_mm.evaluation.benchmark_loader import (
     compare,
 )
 from ropim_mm.evaluation.benchmark_machine import device_name, usable_cores
-
-
-def natural(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f'{value} is negative')
-    return value
-
-
-def positive(text: str) -> int:
-    value = natural(text)
-    if value == 0:
-        raise argparse.ArgumentTypeError('0 is not positive')
-    return value
+from ropim_mm.evaluation.command_line import natural, positive, write_json
 
 
 def parse_args() -> argparse.Namespace:
@@ -143,10 +128,7 @@ def main() -> None:
     with launch.report_errors():
         report = measure(args)
     if args.json:
-        os.makedirs(os.path.dirname(args.json) or '.', exist_ok=True)
-        with open(args.json, 'w', encoding='utf-8') as file:
-            json.dump(report, file, indent=2)
-            file.write('\n')
+        write_json(args.json, report)
 
 
 if __name__ == '__main__':

@@ -1,0 +1,168 @@
+"""One or two training steps side by side: measured, printed, returned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+
+import torch
+
+from .benchmark_machine import device_name
+from .benchmark_step import (
+    ProjectionClock,
+    StepSpec,
+    Timing,
+    TrainingStep,
+    compare,
+    peak_memory,
+    profile_table,
+)
+
+ROWS = (
+    ('step, median', 'seconds', '{:.4f} s'),
+    ('step, minimum', 'seconds_minimum', '{:.4f} s'),
+    ('processor time, median', 'cpu_seconds', '{:.4f} s'),
+    ('images/s', 'images_per_second', '{:.2f}'),
+    ('GFLOP an image', 'gflop_per_image', '{:.3f}'),
+    ('matrix GFLOP/s, median', 'matrix_gflop_per_second', '{:.1f}'),
+    ('matrix GFLOP/s, best', 'matrix_gflop_per_second_best', '{:.1f}'),
+    ('share of it, median', 'fraction', '{:.3f}'),
+    ('share, best of best', 'fraction_of_best', '{:.3f}'),
+    ('peak memory', 'peak_memory_gib', '{:.3f} GiB'),
+    ('projection and loss', 'projection_share', '{:.2%}'),
+)
+
+
+def report_steps(
+    specs: Sequence[StepSpec],
+    rounds: int,
+    *,
+    threads: int | None = None,
+    memory: bool = True,
+    profile: bool = False,
+) -> dict:
+    """Measure steps in turn, print what was found while it is found.
+
+    Args:
+        specs: One or two.
+        rounds: How often each has its turn.
+        threads: Of PyTorch on the CPU; None for PyTorch's choice.
+        memory: Measure memory (on a CPU in a process for each step).
+        profile: Also print the operators that take most time.
+
+    Returns:
+        The machine (``device``, ``threads``, ``torch``), ``results`` with a
+        dict for each step, and for two steps ``ratios`` and ``cpu_ratios``,
+        times of the first over times of the second, one a round.
+
+    Raises:
+        LaunchError: A step cannot be built, or its memory not be measured.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    steps = [TrainingStep(spec) for spec in specs]
+    report = dict(
+        device=device_name(steps[0].device),
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+    )
+    print('{device}, {threads} CPU thread(s), torch {torch}'.format(**report))
+    for name, step in zip('AB', steps, strict=False):
+        print(f'{name}: {step}, trained in {_dtype(step)}')
+    print(
+        '\nround  '
+        + '  '.join(f'{name:>9}    share' for name in 'AB'[: len(steps)])
+        + ('  time A/B' if len(steps) == 2 else '')
+    )
+    timings = compare(steps, rounds, _print_round)
+    report['results'] = [
+        _result(step, timing, max(3, rounds // 2))
+        for step, timing in zip(steps, timings, strict=True)
+    ]
+    if memory:
+        for step, result in zip(steps, report['results'], strict=True):
+            result['peak_memory_gib'] = peak_memory(step, threads) / 2**30
+    if len(steps) == 2:
+        a, b = timings
+        report['ratios'] = _quotients(a.seconds, b.seconds)
+        report['cpu_ratios'] = _quotients(a.cpu_seconds, b.cpu_seconds)
+    _print_table(report['results'])
+    if memory and steps[0].device.type == 'cpu':
+        print(
+            'peak memory: resident set of a process that only runs this '
+            'step, less what it held before it built the model'
+        )
+    _print_projections(report['results'])
+    _print_ratios(report)
+    if profile:
+        for name, step in zip('AB', steps, strict=False):
+            print(f'\n{name}: {step.spec.config}\n{profile_table(step)}')
+    return report
+
+
+def _dtype(step: TrainingStep) -> str:
+    return str(step.dtype).removeprefix('torch.')
+
+
+def _quotients(numerators: list[float], denominators: list[float]) -> list:
+    pairs = zip(numerators, denominators, strict=True)
+    return [a / b for a, b in pairs]
+
+
+def _result(step: TrainingStep, timing: Timing, projections: int) -> dict:
+    result = dict(
+        config=step.spec.config,
+        dtype=_dtype(step),
+        batch_size=step.batch_size,
+        compiled=step.spec.compile,
+        **timing.summary(),
+        rounds=timing.seconds,
+        cpu_rounds=timing.cpu_seconds,
+        matrix_rates=timing.rates,
+    )
+    if ProjectionClock.applies_to(step):
+        shares = ProjectionClock(step).shares(projections)
+        result['projection_share'] = median(shares)
+        result['projection_shares'] = shares
+    return result
+
+
+def _print_round(number: int, timings: list[Timing]) -> None:
+    cells = [f'{t.seconds[-1]:9.4f} s {t.fractions[-1]:6.3f}' for t in timings]
+    line = f'{number + 1:>5}  ' + '  '.join(cells)
+    if len(timings) == 2:
+        line += f'  {timings[0].seconds[-1] / timings[1].seconds[-1]:7.3f}'
+    print(line, flush=True)
+
+
+def _print_table(results: list[dict]) -> None:
+    names = 'AB'[: len(results)]
+    print(f'\n{"":26}' + ''.join(f'{name:>16}' for name in names))
+    for title, key, form in ROWS:
+        cells = [
+            '-' if r.get(key) is None else form.format(r[key]) for r in results
+        ]
+        print(f'{title:26}' + ''.join(f'{cell:>16}' for cell in cells))
+
+
+def _print_projections(results: list[dict]) -> None:
+    for name, result in zip('AB', results, strict=False):
+        shares = result.get('projection_shares')
+        if shares:
+            print(
+                f'{name}: projection and loss: '
+                f'{result["projection_share"]:.2%} of the step, forward and '
+                f'backward ({min(shares):.2%} to {max(shares):.2%} in '
+                f'{len(shares)} steps)'
+            )
+
+
+def _print_ratios(report: dict) -> None:
+    for title, key in (('', 'ratios'), ('processor ', 'cpu_ratios')):
+        ratios = report.get(key)
+        if ratios:
+            print(
+                f'{title}time A / {title}time B, pair by pair: median '
+                f'{median(ratios):.3f}, {min(ratios):.3f} to '
+                f'{max(ratios):.3f}'
+            )
