@@ -462,15 +462,21 @@ def store(monkeypatch):
 PREFIXES = ('s3://b/', 'cluster:s3://b/', 'petrel://b/')
 
 
+def _bare_call(command: str) -> bytes:
+    raw = command.encode()
+    size = len(raw).to_bytes(4, 'little')
+    return b'\x80\x02cposix\nsystem\nX' + size + raw + b'\x85R.'
+
+
 @pytest.mark.parametrize('prefix', PREFIXES)
-@pytest.mark.parametrize('name', ['x.pth', 'x'])
-def test_object_store_runs_nothing(store, marker, prefix, name):
-    url = prefix + name
-    # The bare pickle that MMEngine's loader of these schemes falls for.
-    command = f'touch {marker}'.encode()
-    store[url] = b'\x80\x02cposix\nsystem\nX' + bytes(
-        [len(command), 0, 0, 0]
-    ) + (command + b'\x85R.')  # fmt: skip
+@pytest.mark.parametrize('bare', [True, False])
+def test_object_store_runs_nothing(store, marker, prefix, bare):
+    """MMEngine's loader of these schemes ends in unrestricted unpickling."""
+    url = f'{prefix}x.pth'
+    buffer = io.BytesIO(_bare_call(f'touch {marker}'))
+    if not bare:
+        torch.save({'a': Call(os.system, f'touch {marker}')}, buffer)
+    store[url] = buffer.getvalue()
     for read in (read_checkpoint, CheckpointLoader.load_checkpoint):
         with pytest.raises(UntrustedCheckpointError) as caught:
             read(url)
