@@ -154,7 +154,9 @@ class TorchvisionImages(Dataset):
     def __init__(self, dataset: Dataset, cfg: Config) -> None:
         self.dataset = dataset
         pipeline = training_pipeline(cfg)
-        crops = [s for s in pipeline if s['type'] == 'RandomResizedCrop']
+        crops = [
+            s for s in pipeline if s['type'].endswith('RandomResizedCrop')
+        ]
         norm = cfg.get('data_preprocessor') or cfg.model.get(
             'data_preprocessor', {}
         )

@@ -303,7 +303,7 @@ def test_pretraining_numbers(name):
     assert cfg.default_hooks.checkpoint.interval == 5
 
     pipeline = steps(cfg.train_dataloader.dataset.pipeline)
-    crop = pipeline['RandomResizedCrop']
+    crop = pipeline['ropim_mm.RandomResizedCrop']
     assert crop.scale == (224 if patch == 16 else 32)
     assert crop.crop_ratio_range == (0.67, 1.0)
     assert crop.aspect_ratio_range == (3 / 4, 4 / 3)

@@ -6,7 +6,7 @@ data_preprocessor = dict(to_rgb=False)
 
 train_pipeline = [
     dict(
-        type='RandomResizedCrop',
+        type='ropim_mm.RandomResizedCrop',
         scale=32,
         crop_ratio_range=(0.67, 1.0),
         aspect_ratio_range=(3 / 4, 4 / 3),
