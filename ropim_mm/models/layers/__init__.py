@@ -1,10 +1,10 @@
 """What the methods share, one file a concept."""
 
+from ...checkpoints.beit_names import grid_of_table
 from .attention import RelPosAttention, attend
 from .beit import BEiTStyleViT
 from .patches import PatchEmbed, grid_of, patchify, to_pair, unpatchify
 from .relative_position import (
-    grid_of_table,
     relative_position_index,
     resize_table,
     table_rows,

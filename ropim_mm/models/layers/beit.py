@@ -22,12 +22,12 @@ from torch import nn
 from torch.nn.init import trunc_normal_
 
 from ...checkpoints import PretrainedMixin
+from ...checkpoints.beit_names import ARCHS, grid_of_table
 from ...errors import InputError
 from .attention import RelPosAttention
 from .patches import PatchEmbed, Size, grid_of, to_pair
 from .relative_position import (
     SharedRelativePositionBias,
-    grid_of_table,
     resize_table,
 )
 
@@ -189,12 +189,7 @@ class BEiTStyleViT(PretrainedMixin, BaseBackbone):
             :class:`ropim_mm.checkpoints.PretrainedMixin`.
     """
 
-    arch_zoo = {
-        'tiny': (192, 12, 3, 768),
-        'small': (384, 12, 6, 1536),
-        'base': (768, 12, 12, 3072),
-        'large': (1024, 24, 16, 4096),
-    }
+    arch_zoo = ARCHS
     arch_keys = (
         'embed_dims',
         'num_layers',

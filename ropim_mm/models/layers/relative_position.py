@@ -17,9 +17,8 @@ from scipy.interpolate import make_interp_spline
 from torch import nn
 from torch.nn import functional as F
 
+from ...checkpoints.beit_names import NUM_CLASS_ROWS
 from ...errors import InputError
-
-NUM_CLASS_ROWS = 3
 
 
 def table_rows(grid: tuple[int, int]) -> int:
@@ -48,56 +47,6 @@ def relative_position_index(grid: tuple[int, int]) -> torch.Tensor:
     index[:, 0] = rows - 2
     index[0, 0] = rows - 1
     return index
-
-
-def grid_of_table(
-    rows: int,
-    index: torch.Tensor | None = None,
-    expected: tuple[int, int] | None = None,
-) -> tuple[int, int]:
-    """The grid (h, w) a table was made for.
-
-    Args:
-        rows: Rows of the table.
-        index: Its ``relative_position_index`` (1 + L, 1 + L) when the file
-            has one. It settles non-square grids.
-        expected: Grid of the model, believed if its table has as many rows
-            and nothing speaks against it.
-
-    Raises:
-        InputError: No grid, or no unambiguous one, has such a table.
-    """
-    spatial = rows - NUM_CLASS_ROWS
-    if index is not None:
-        tokens = index.shape[0] - 1
-        # (2h-1)(2w-1) = 4hw - 2(h+w) + 1 gives the sum, hw the product.
-        total, rest = divmod(4 * tokens + 1 - spatial, 2)
-        sides = [(h, total - h) for h in range(1, total)]
-        # The next row's first key is 2w-1 table rows away. A single row and
-        # a single column of tokens look the same: the model's grid decides.
-        grids = [
-            (h, w)
-            for h, w in sides
-            if not rest
-            and h * w == tokens
-            and (1 in (h, w) or index[1, 1] - index[1, 1 + w] == 2 * w - 1)
-        ]
-        if grids:
-            return expected if expected in grids else grids[0]
-        raise InputError(
-            f'a table of {rows} rows does not belong to an index of '
-            f'{tuple(index.shape)}'
-        )
-    if expected is not None and table_rows(expected) == rows:
-        return expected
-    side = round(spatial**0.5)
-    if spatial < 1 or side * side != spatial or side % 2 == 0:
-        raise InputError(
-            f'a relative position bias table of {rows} rows belongs to no '
-            'square grid, and the file has no relative_position_index that '
-            'says which other grid it is for'
-        )
-    return ((side + 1) // 2,) * 2
 
 
 def _source_coordinates(old: int, new: int) -> np.ndarray:
