@@ -139,7 +139,12 @@ def draw_curves(
         xlabel='epoch',
         ylabel='accuracy on held-out images (%)',
     )
-    right.legend(loc='lower right', frameon=False)
+    seeds = len(runs['scratch'])
+    right.legend(
+        loc='lower right',
+        frameon=False,
+        title=f'mean and range of {seeds} seeds' if seeds > 1 else None,
+    )
     for axes in (left, right):
         axes.spines[['top', 'right']].set_visible(False)
         axes.grid(alpha=0.25)
