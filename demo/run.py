@@ -26,7 +26,7 @@ from mmengine.config import Config
 
 DEMO = Path(__file__).resolve().parent
 ROOT = DEMO.parent
-PRETRAIN = DEMO / 'configs/ropim_vit-micro-p8_1xb50-coslr-150e_digits-32px.py'
+PRETRAIN = DEMO / 'configs/ropim_vit-micro-p8_1xb50-coslr-120e_digits-32px.py'
 FINETUNE = DEMO / 'configs/vit-micro-p8_1xb20-coslr-100e_digits-32px.py'
 
 # Marks a work folder as ours: only such a one is cleared.
@@ -35,8 +35,8 @@ ARMS = ('scratch', 'pretrained')
 SAMPLES = 6  # images in the picture of reconstructions
 
 # Seconds on one core of a plain server, for the time left on screen.
-START_SECONDS = 8.0
-EPOCH_SECONDS = dict(pretrain=0.75, finetune=0.3)
+START_SECONDS = 7.0
+EPOCH_SECONDS = dict(pretrain=1.0, finetune=0.22)
 
 
 class DemoError(Exception):

@@ -61,19 +61,19 @@ param_scheduler = [
         start_factor=1e-3,
         by_epoch=True,
         begin=0,
-        end=15,
+        end=12,
         convert_to_iter_based=True,
     ),
     dict(
         type='CosineAnnealingLR',
         eta_min=1e-5,
         by_epoch=True,
-        begin=15,
-        end=150,
+        begin=12,
+        end=120,
         convert_to_iter_based=True,
     ),
 ]
-train_cfg = dict(by_epoch=True, max_epochs=150)
+train_cfg = dict(by_epoch=True, max_epochs=120)
 auto_scale_lr = dict(base_batch_size=50)
 
 # An entry an epoch for the curve, and one checkpoint, at the end.
