@@ -35,7 +35,7 @@ model = dict(
 train_pipeline = [
     dict(type='ropim_mm.LoadImage', on_error='raise'),
     dict(
-        type='RandomResizedCrop',
+        type='ropim_mm.RandomResizedCrop',
         scale=224,
         crop_ratio_range=(0.67, 1.0),
         aspect_ratio_range=(3 / 4, 4 / 3),

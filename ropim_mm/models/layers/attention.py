@@ -42,7 +42,10 @@ class _WrittenOutAttention(torch.autograd.Function):
         else:
             # Rounded once. In float32 that is not worth the copy.
             logits = bias.expand(shape).reshape(-1, length, length).clone()
-            logits.baddbmm_(q, k.transpose(1, 2), alpha=scale)
+            # Not baddbmm_, which PyTorch's FLOP counter does not know.
+            torch.baddbmm(
+                logits, q, k.transpose(1, 2), alpha=scale, out=logits
+            )
         # Softmax works row by row, so its output may be its input.
         probs = torch.ops.aten._softmax.out(logits, -1, False, out=logits)
         ctx.save_for_backward(packed, probs)
