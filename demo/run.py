@@ -248,7 +248,8 @@ def caption(args: argparse.Namespace, counts: dict[str, int]) -> str:
         f'{counts["few-seed0"]} labelled images ({args.labels} a class), '
         'drawn anew for each seed and the same for both rows; '
         f'{args.finetune_epochs} epochs; one recipe for both rows (learning '
-        'rate, layer decay, augmentation), the last weights. Pretraining: '
+        'rate, layer decay, augmentation), chosen on other images to be the '
+        'best from scratch; the last weights. Pretraining: '
         f'{args.epochs} epochs on {counts["train"]} images without labels, '
         'once for all seeds.'
     )
