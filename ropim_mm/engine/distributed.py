@@ -251,6 +251,22 @@ def adapt_dataloader(cfg: dict) -> dict:
 
 
 @RUNNERS.register_module()
+def _check_batches(loader: DataLoader) -> None:
+    try:
+        batches, images = len(loader), len(loader.dataset)
+    except TypeError:  # a stream, which has no length
+        return
+    if batches:
+        return
+    size = getattr(loader.batch_sampler, 'batch_size', None)
+    share = f', split over {world_size()} processes,' * (world_size() > 1)
+    raise LaunchError(
+        f'a data loader has no batch: {images} samples{share} in batches of '
+        f'{size}, incomplete ones dropped. Use a smaller '
+        'train_dataloader.batch_size (and --auto-scale-lr), or more images.'
+    )
+
+
 class PortableRunner(Runner):
     """MMEngine's runner for machines with and without GPUs.
 
@@ -321,6 +337,7 @@ class PortableRunner(Runner):
             # of the process, it would set the epochs in which persistent
             # workers start apart from the others.
             loader.generator = torch.Generator()
+        _check_batches(loader)
         return loader
 
     def register_default_hooks(self, hooks: dict | None = None) -> None:

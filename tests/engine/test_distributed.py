@@ -214,3 +214,16 @@ def test_default_hooks(runner):
     assert 'DeferredRuntimeInfoHook' in names
     assert 'RuntimeInfoHook' not in names
     assert {'IterTimerHook', 'LoggerHook', 'CheckpointHook'} <= set(names)
+
+
+def test_fewer_images_than_a_batch():
+    loader = dict(
+        dataset=torch.utils.data.TensorDataset(torch.zeros(3, 1)),
+        sampler=dict(type='DefaultSampler', shuffle=True),
+        batch_size=8,
+        num_workers=0,
+        collate_fn=dict(type='default_collate'),
+    )
+    assert len(PortableRunner.build_dataloader(dict(loader))) == 1
+    with pytest.raises(LaunchError, match='3 samples in batches of 8'):
+        PortableRunner.build_dataloader(dict(loader, drop_last=True))
