@@ -41,7 +41,8 @@ class _WrittenOutAttention(torch.autograd.Function):
                 logits.view(shape).add_(bias)
         else:
             # Rounded once. In float32 that is not worth the copy.
-            logits = bias.expand(shape).reshape(-1, length, length).clone()
+            logits = bias.new_empty(batch * heads, length, length)
+            logits.view(shape).copy_(bias)
             # Not baddbmm_, which PyTorch's FLOP counter does not know.
             torch.baddbmm(
                 logits, q, k.transpose(1, 2), alpha=scale, out=logits

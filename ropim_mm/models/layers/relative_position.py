@@ -165,7 +165,9 @@ class RelativePositionTable(nn.Module):
         if grid != self.grid:
             table = resize_table(table, self.grid, grid)
             index = _index_on(grid, table.device)
-        return F.embedding(index, table).permute(2, 0, 1).unsqueeze(0)
+        # Laid out as the logits it is added to.
+        bias = F.embedding(index, table).permute(2, 0, 1).contiguous()
+        return bias.unsqueeze(0)
 
 
 class SharedRelativePositionBias(RelativePositionTable):

@@ -114,3 +114,4 @@ def test_bias_of_another_grid_is_that_of_the_resized_table():
         bias.relative_position_index,
     )
     assert torch.equal(bias((3, 4))[0, 1], table[index][..., 1])
+    assert bias((3, 4)).is_contiguous() and bias((5, 2)).is_contiguous()
