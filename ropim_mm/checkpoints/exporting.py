@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..version import __version__
 from .beit_names import ARCHS, grid_of_table, to_beit
 from .coverage import find_state_dict
-from .official import CONVERTERS, convert_state_dict
+from .official import CONVERTERS, convert_state_dict, dropped_names
 from .reading import CheckpointError, read_checkpoint
 from .writing import check_destination, write_atomically
 
@@ -61,6 +61,7 @@ class Summary:
         parameters: Number of values in them, index buffers not counted.
         kind: 'pretraining' or 'fine-tuned'.
         shape: What the encoder is.
+        dropped: Released names that have no place in this project's models.
     """
 
     destination: str
@@ -68,12 +69,16 @@ class Summary:
     parameters: int
     kind: str
     shape: EncoderShape
+    dropped: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return (
+        text = (
             f'{self.destination}: {self.tensors} tensors, '
             f'{self.parameters:,} parameters, {self.kind}, {self.shape}'
         )
+        if self.dropped:
+            text += f'. Dropped, of no use here: {", ".join(self.dropped)}'
+        return text
 
 
 def encoder_shape(weights: Mapping[str, Tensor]) -> EncoderShape:
@@ -169,7 +174,12 @@ def convert_official(
     content = dict(meta=meta, state_dict=_plain(weights))
     write_atomically(dst, partial(torch.save, content), force)
     return Summary(
-        dst, len(weights), _count(weights), kind, encoder_shape(encoder)
+        dst,
+        len(weights),
+        _count(weights),
+        kind,
+        encoder_shape(encoder),
+        tuple(dropped_names(method, released)),
     )
 
 

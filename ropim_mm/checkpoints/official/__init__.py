@@ -1,17 +1,34 @@
 """The released checkpoint formats, one module a method."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from torch import Tensor
 
 from ..reading import CheckpointError
 from . import ropim
 
-# A converter takes the weights of a released file and returns ours, tensor
-# by tensor, with the same tensors under other names.
+# A converter takes the weights of a released file and returns ours: the same
+# tensors under other names.
 CONVERTERS: dict[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = {
     'ropim': ropim.convert,
 }
+
+# Names of a method's released files that have no place in its models here.
+# All others must come out of its converter.
+DROPPED: dict[str, Callable[[Iterable[str]], list[str]]] = {}
+
+
+def dropped_names(method: str, names: Iterable[str]) -> list[str]:
+    """Which tensors of a released file :func:`convert_state_dict` leaves out.
+
+    Args:
+        method: Key of :data:`CONVERTERS`.
+        names: Released names.
+
+    Returns:
+        list[str]: Those without a place in this project's models.
+    """
+    return DROPPED[method](names) if method in DROPPED else []
 
 
 def convert_state_dict(
@@ -26,7 +43,8 @@ def convert_state_dict(
 
     Returns:
         dict[str, Tensor]: ``backbone.*``, ``neck.*`` or ``head.*`` to the
-        same tensors, one for one.
+        same tensors, one for one and in the same order, without those of
+        :func:`dropped_names`.
 
     Raises:
         CheckpointError: There is no such method, or the names are not those
@@ -38,8 +56,10 @@ def convert_state_dict(
             f'{", ".join(sorted(CONVERTERS))}.'
         )
     converted = CONVERTERS[method](state_dict)
-    if len(converted) != len(state_dict):
+    dropped = dropped_names(method, state_dict)
+    if len(converted) + len(dropped) != len(state_dict):
         raise AssertionError(
-            f'{method}: {len(state_dict)} tensors became {len(converted)}'
+            f'{method}: {len(state_dict)} tensors became {len(converted)} '
+            f'and {len(dropped)} dropped ones'
         )
     return converted
