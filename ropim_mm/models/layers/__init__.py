@@ -1,25 +1,40 @@
 """What the methods share, one file a concept."""
 
 from ...checkpoints.beit_names import grid_of_table
-from .attention import RelPosAttention, attend
+from .attention import RelPosAttention, SelfAttention, attend
 from .beit import BEiTStyleViT
-from .patches import PatchEmbed, grid_of, patchify, to_pair, unpatchify
+from .block import Block, FeedForward, add_branch
+from .patches import (
+    PatchEmbed,
+    grid_of,
+    normalize_patches,
+    patchify,
+    to_pair,
+    unpatchify,
+)
 from .relative_position import (
     relative_position_index,
     resize_table,
     table_rows,
 )
 from .sketch import CountSketch, make_sketch, num_buckets, sample_sketch
+from .vit import ViTBackbone
 
 __all__ = [
     'BEiTStyleViT',
+    'Block',
     'CountSketch',
+    'FeedForward',
     'PatchEmbed',
     'RelPosAttention',
+    'SelfAttention',
+    'ViTBackbone',
+    'add_branch',
     'attend',
     'grid_of',
     'grid_of_table',
     'make_sketch',
+    'normalize_patches',
     'num_buckets',
     'patchify',
     'relative_position_index',

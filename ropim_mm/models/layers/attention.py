@@ -116,16 +116,14 @@ def attend(
     return x.transpose(1, 2)
 
 
-class RelPosAttention(RelativePositionTable):
-    """Self-attention of BEiT: no key bias, relative position bias.
+class SelfAttention(nn.Module):
+    """Multi-head self-attention, names as MMPretrain's.
 
     Args:
         embed_dims: D, width of a token.
         num_heads: Heads; D must be a multiple of it.
-        grid: (h, w) of the table of this block; None where a shared bias is
-            given to :meth:`forward` or there is none.
-        qkv_bias: 'qv_bias' (queries and values, as BEiT), True (all) or
-            False.
+        qkv_bias: True (queries, keys and values), 'qv_bias' (queries and
+            values, as BEiT) or False.
         attn_drop: Dropout of the attention weights.
         proj_drop: Dropout of the output.
     """
@@ -134,8 +132,7 @@ class RelPosAttention(RelativePositionTable):
         self,
         embed_dims: int,
         num_heads: int,
-        grid: tuple[int, int] | None = None,
-        qkv_bias: str | bool = 'qv_bias',
+        qkv_bias: str | bool = True,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
     ) -> None:
@@ -159,6 +156,56 @@ class RelPosAttention(RelativePositionTable):
             self.q_bias = nn.Parameter(torch.zeros(embed_dims))
             self.v_bias = nn.Parameter(torch.zeros(embed_dims))
         self.proj = nn.Linear(embed_dims, embed_dims)
+
+    def project(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, N, D) -> queries, keys, values (B, N, 3, heads, d)."""
+        bias = self.qkv.bias
+        if self.separate_bias:
+            zeros = torch.zeros_like(self.v_bias)
+            bias = torch.cat((self.q_bias, zeros, self.v_bias))
+        qkv = F.linear(tokens, self.qkv.weight, bias)
+        return qkv.unflatten(-1, (3, self.num_heads, -1))
+
+    def mix(
+        self, qkv: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Queries, keys, values (B, N, 3, heads, d) -> (B, N, D).
+
+        Args:
+            bias: Added to the logits, (1 or B, heads, N, N).
+        """
+        x = attend(qkv, bias, self.attn_drop if self.training else 0.0)
+        return self.proj_drop(self.proj(x.flatten(2)))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, N, D) -> (B, N, D)"""
+        return self.mix(self.project(tokens))
+
+
+class RelPosAttention(SelfAttention, RelativePositionTable):
+    """Self-attention of BEiT: no key bias, relative position bias.
+
+    Args:
+        embed_dims: D, width of a token.
+        num_heads: Heads; D must be a multiple of it.
+        grid: (h, w) of the table of this block; None where a shared bias is
+            given to :meth:`forward` or there is none.
+        qkv_bias: 'qv_bias' (queries and values, as BEiT), True (all) or
+            False.
+        attn_drop: Dropout of the attention weights.
+        proj_drop: Dropout of the output.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        num_heads: int,
+        grid: tuple[int, int] | None = None,
+        qkv_bias: str | bool = 'qv_bias',
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+    ) -> None:
+        super().__init__(embed_dims, num_heads, qkv_bias, attn_drop, proj_drop)
         self.has_table = grid is not None
         if self.has_table:
             self.init_table(grid, num_heads)
@@ -179,13 +226,5 @@ class RelPosAttention(RelativePositionTable):
         Returns:
             (B, 1 + L, D)
         """
-        batch, length, dims = tokens.shape
-        bias = self.qkv.bias
-        if self.separate_bias:
-            zeros = torch.zeros_like(self.v_bias)
-            bias = torch.cat((self.q_bias, zeros, self.v_bias))
-        qkv = F.linear(tokens, self.qkv.weight, bias)
-        qkv = qkv.view(batch, length, 3, self.num_heads, -1)
-        logits_bias = self.bias(grid) if self.has_table else shared_bias
-        x = attend(qkv, logits_bias, self.attn_drop if self.training else 0.0)
-        return self.proj_drop(self.proj(x.reshape(batch, length, dims)))
+        bias = self.bias(grid) if self.has_table else shared_bias
+        return self.mix(self.project(tokens), bias)

@@ -10,26 +10,19 @@ any image size at run time, resizes tables without the removed
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-from mmengine.logging import print_log
-from mmpretrain.models.backbones.base_backbone import BaseBackbone
-from mmpretrain.models.utils import build_norm_layer, resize_pos_embed
 from torch import nn
 from torch.nn.init import trunc_normal_
 
-from ...checkpoints import PretrainedMixin
-from ...checkpoints.beit_names import ARCHS, grid_of_table
+from ...checkpoints.beit_names import grid_of_table
 from ...errors import InputError
 from .attention import RelPosAttention
-from .patches import PatchEmbed, Size, grid_of, to_pair
-from .relative_position import (
-    SharedRelativePositionBias,
-    resize_table,
-)
+from .patches import Size
+from .relative_position import SharedRelativePositionBias, resize_table
+from .vit import ViTBackbone
 
 TABLE = 'relative_position_bias_table'
 INDEX = 'relative_position_index'
@@ -44,114 +37,7 @@ def _cut_normal_(tensor: torch.Tensor, std: float, cut: float) -> None:
         trunc_normal_(tensor, std=std, a=-cut, b=cut)
 
 
-class FeedForward(nn.Module):
-    """Two linear layers with GELU between, names as MMCV's ``FFN``."""
-
-    def __init__(
-        self, embed_dims: int, hidden_dims: int, drop_rate: float = 0.0
-    ) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Sequential(
-                nn.Linear(embed_dims, hidden_dims),
-                nn.GELU(),
-                nn.Dropout(drop_rate),
-            ),
-            nn.Linear(hidden_dims, embed_dims),
-            nn.Dropout(drop_rate),
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, N, D) -> (B, N, D)"""
-        return self.layers(x)
-
-
-def add_branch(
-    x: torch.Tensor,
-    branch: torch.Tensor,
-    gamma: torch.Tensor | None,
-    drop_path: float,
-) -> torch.Tensor:
-    """x + gamma * branch, the branch left out for a random share of images.
-
-    LayerScale (Touvron et al., 2021) and stochastic depth (Huang et al.,
-    2016) in one pass over the tokens: what multiplies the branch is a small
-    tensor. Kept branches are divided by the probability of being kept.
-
-    Args:
-        x, branch: (B, N, D).
-        gamma: (D,), or None for 1.
-        drop_path: Probability of leaving a branch out.
-    """
-    factor = gamma
-    if drop_path:
-        keep = 1.0 - drop_path
-        drawn = torch.empty(x.shape[0], 1, 1, device=x.device)
-        drawn = drawn.bernoulli_(keep).div_(keep)
-        factor = drawn if gamma is None else drawn * gamma
-    if factor is None:
-        return x + branch
-    return torch.addcmul(x, branch, factor)
-
-
-class BEiTBlock(nn.Module):
-    """x + gamma_1 attention(ln1 x), then x + gamma_2 mlp(ln2 x).
-
-    Args:
-        embed_dims: D, width of a token.
-        num_heads: Attention heads.
-        feedforward_channels: Hidden width of the MLP.
-        grid: (h, w) of this block's own bias table, None for no own table.
-        layer_scale_init_value: Start of gamma_1 and gamma_2; 0 for none.
-        drop_path_rate: Stochastic depth of this block.
-        drop_rate: Dropout of projections and MLP.
-        attn_drop_rate: Dropout of attention weights.
-        qkv_bias: See :class:`RelPosAttention`.
-        norm_cfg: Config of the normalisation layers.
-    """
-
-    def __init__(
-        self,
-        embed_dims: int,
-        num_heads: int,
-        feedforward_channels: int,
-        grid: tuple[int, int] | None,
-        layer_scale_init_value: float,
-        drop_path_rate: float,
-        drop_rate: float,
-        attn_drop_rate: float,
-        qkv_bias: str | bool,
-        norm_cfg: dict,
-    ) -> None:
-        super().__init__()
-        self.drop_path_rate = drop_path_rate
-        self.ln1 = build_norm_layer(norm_cfg, embed_dims)
-        self.attn = RelPosAttention(
-            embed_dims, num_heads, grid, qkv_bias, attn_drop_rate, drop_rate
-        )
-        self.ln2 = build_norm_layer(norm_cfg, embed_dims)
-        self.ffn = FeedForward(embed_dims, feedforward_channels, drop_rate)
-        self.gamma_1 = self.gamma_2 = None
-        if layer_scale_init_value:
-            start = torch.full((embed_dims,), float(layer_scale_init_value))
-            self.gamma_1 = nn.Parameter(start)
-            self.gamma_2 = nn.Parameter(start.clone())
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        grid: tuple[int, int],
-        shared_bias: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """(B, 1 + L, D) -> (B, 1 + L, D); grid (h, w) with h * w = L."""
-        drop_path = self.drop_path_rate if self.training else 0.0
-        branch = self.attn(self.ln1(x), grid, shared_bias)
-        x = add_branch(x, branch, self.gamma_1, drop_path)
-        branch = self.ffn(self.ln2(x))
-        return add_branch(x, branch, self.gamma_2, drop_path)
-
-
-class BEiTStyleViT(PretrainedMixin, BaseBackbone):
+class BEiTStyleViT(ViTBackbone):
     """Vision transformer with relative position bias.
 
     Args:
@@ -189,21 +75,6 @@ class BEiTStyleViT(PretrainedMixin, BaseBackbone):
             :class:`ropim_mm.checkpoints.PretrainedMixin`.
     """
 
-    arch_zoo = ARCHS
-    arch_keys = (
-        'embed_dims',
-        'num_layers',
-        'num_heads',
-        'feedforward_channels',
-    )
-    out_types = ('raw', 'cls_token', 'featmap', 'avg_featmap')
-    num_extra_tokens = 1
-
-    # What a pretraining checkpoint does not have, and what is of no use
-    # after pretraining; see checkpoints/coverage.py.
-    fresh_keys = ('ln2.',)
-    pretraining_only_keys = ('ln1.', 'mask_token')
-
     def __init__(
         self,
         arch: str | dict = 'base',
@@ -228,8 +99,23 @@ class BEiTStyleViT(PretrainedMixin, BaseBackbone):
         init_cutoff: float = 2.0,
         init_cfg: dict | list | None = None,
     ) -> None:
-        super().__init__(init_cfg)
-        norm_cfg = norm_cfg or dict(type='LN', eps=1e-6)
+        super().__init__(
+            arch=arch,
+            img_size=img_size,
+            patch_size=patch_size,
+            in_channels=in_channels,
+            out_indices=out_indices,
+            drop_rate=drop_rate,
+            attn_drop_rate=attn_drop_rate,
+            drop_path_rate=drop_path_rate,
+            qkv_bias=qkv_bias,
+            norm_cfg=norm_cfg,
+            final_norm=final_norm,
+            out_type=out_type,
+            frozen_stages=frozen_stages,
+            interpolate_mode=interpolate_mode,
+            init_cfg=init_cfg,
+        )
         if not with_cls_token:
             raise InputError(
                 f'{type(self).__name__} needs its class token '
@@ -242,186 +128,54 @@ class BEiTStyleViT(PretrainedMixin, BaseBackbone):
                 'use_shared_rel_pos_bias (one for all) exclude each other; '
                 'set one of them to False'
             )
-        if out_type not in self.out_types:
-            raise InputError(
-                f'out_type is {out_type!r}; expected one of {self.out_types}'
-            )
-        self.arch_settings = self._settings(arch)
-        self.embed_dims = self.arch_settings['embed_dims']
-        self.num_layers = self.arch_settings['num_layers']
-        num_heads = self.arch_settings['num_heads']
-        self.img_size, self.patch_size = to_pair(img_size), to_pair(patch_size)
-        self.patch_resolution = grid_of(self.img_size, self.patch_size)
-        self.out_type = out_type
-        self.out_indices = self._indices(out_indices)
         self.use_rel_pos_bias = use_rel_pos_bias
-        self.interpolate_mode = interpolate_mode
         self.init_cutoff = init_cutoff
-        self.final_norm = final_norm
-        self.frozen_stages = frozen_stages
-        self.warned_of_resizing = False
-        if not -1 <= frozen_stages <= self.num_layers:
-            raise InputError(
-                f'frozen_stages is {frozen_stages}; expected -1 to '
-                f'{self.num_layers}, the number of blocks'
-            )
-
-        self.patch_embed = PatchEmbed(
-            in_channels, self.embed_dims, self.patch_size
-        )
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, self.embed_dims))
-        self.pos_embed = None
         if use_abs_pos_emb:
             tokens = 1 + math.prod(self.patch_resolution)
             self.pos_embed = nn.Parameter(
                 torch.zeros(1, tokens, self.embed_dims)
             )
-        self.drop_after_pos = nn.Dropout(drop_rate)
         self.rel_pos_bias = None
         if use_shared_rel_pos_bias:
             self.rel_pos_bias = SharedRelativePositionBias(
-                self.patch_resolution, num_heads
+                self.patch_resolution, self.num_heads
             )
-        last = max(1, self.num_layers - 1)
-        self.layers = nn.ModuleList(
-            BEiTBlock(
-                self.embed_dims,
-                num_heads,
-                self.arch_settings['feedforward_channels'],
-                self.patch_resolution if use_rel_pos_bias else None,
-                layer_scale_init_value,
-                drop_path_rate * i / last,
-                drop_rate,
-                attn_drop_rate,
-                qkv_bias,
-                norm_cfg,
-            )
-            for i in range(self.num_layers)
-        )
-        if final_norm:
-            self.ln1 = build_norm_layer(norm_cfg, self.embed_dims)
-        if out_type == 'avg_featmap':
-            self.ln2 = build_norm_layer(norm_cfg, self.embed_dims)
-        self._register_load_state_dict_pre_hook(self._adapt_in_place)
-        self._freeze()
+        self.build_layers(layer_scale_init_value)
 
-    def _settings(self, arch: str | dict) -> dict:
-        if isinstance(arch, str) and arch in self.arch_zoo:
-            return dict(zip(self.arch_keys, self.arch_zoo[arch], strict=True))
-        if isinstance(arch, dict) and set(self.arch_keys) == set(arch):
-            return dict(arch)
-        raise InputError(
-            f'arch is {arch!r}; expected one of {tuple(self.arch_zoo)} or a '
-            f'dict with exactly the keys {self.arch_keys}'
+    def make_attention(self, index: int) -> nn.Module:
+        """Attention with a bias table of its own, or for a shared one."""
+        return RelPosAttention(
+            self.embed_dims,
+            self.num_heads,
+            self.patch_resolution if self.use_rel_pos_bias else None,
+            self.qkv_bias,
+            self.attn_drop_rate,
+            self.drop_rate,
         )
 
-    def _indices(self, out_indices: int | Sequence[int]) -> tuple[int, ...]:
-        if isinstance(out_indices, int):
-            out_indices = (out_indices,)
-        depth = self.num_layers
-        for i in out_indices:
-            if not -depth <= i < depth:
-                raise InputError(
-                    f'out_indices holds {i}; this encoder has {depth} '
-                    f'blocks, expected {-depth} to {depth - 1}'
-                )
-        return tuple(i % depth for i in out_indices)
-
-    def init_weights(self) -> None:
-        """Initialise as released, then load ``init_cfg``'s checkpoint.
-
-        A second call does nothing, as everywhere in MMEngine.
-        """
-        if self.is_init:
-            super().init_weights()
-            return
-        cut = self.init_cutoff
-        with torch.no_grad():
-            for module in self.modules():
-                if isinstance(module, (nn.Linear, nn.Conv2d)):
-                    _cut_normal_(module.weight, 0.02, cut)
-                    if module.bias is not None:
-                        nn.init.zeros_(module.bias)
-            _cut_normal_(self.cls_token, 0.02, cut)
-            if self.pos_embed is not None:
-                _cut_normal_(self.pos_embed, 0.02, cut)
-            for i, layer in enumerate(self.layers, start=1):
-                layer.attn.proj.weight.div_(math.sqrt(2 * i))
-                layer.ffn.layers[1].weight.div_(math.sqrt(2 * i))
-        super().init_weights()
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        embed: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    ) -> tuple[torch.Tensor, ...]:
-        """Encode images.
-
-        Args:
-            x: (B, C, H, W), normalised.
-            embed: What pretraining does to the patch tokens (B, L, D) before
-                the class token joins them: ROPIM projects them, ConMIM
-                replaces the masked ones.
-
-        Returns:
-            One tensor for each of ``out_indices``, shaped by ``out_type``.
-        """
-        x, grid = self.patch_embed(x)
-        self._warn_of_resizing(grid)
-        if embed is not None:
-            x = embed(x)
-        x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
-        if self.pos_embed is not None:
-            x = x + resize_pos_embed(
-                self.pos_embed,
-                self.patch_resolution,
-                grid,
-                mode=self.interpolate_mode,
-                num_extra_tokens=1,
-            )
-        x = self.drop_after_pos(x)
+    def context(self, grid: tuple[int, int]) -> tuple:
+        """The grid and the shared bias, computed once for all blocks."""
         bias = None if self.rel_pos_bias is None else self.rel_pos_bias(grid)
+        return grid, bias
 
-        outs = []
-        for i, layer in enumerate(self.layers):
-            x = layer(x, grid, bias)
-            if i == self.num_layers - 1 and self.final_norm:
-                x = self.ln1(x)
-            if i in self.out_indices:
-                outs.append(self._format(x, grid))
-        return tuple(outs)
+    def init_encoder(self) -> None:
+        """Truncated normal; output projections scaled down with depth."""
+        cut = self.init_cutoff
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                _cut_normal_(module.weight, 0.02, cut)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        _cut_normal_(self.cls_token, 0.02, cut)
+        if self.pos_embed is not None:
+            _cut_normal_(self.pos_embed, 0.02, cut)
+        for i, layer in enumerate(self.layers, start=1):
+            layer.attn.proj.weight.div_(math.sqrt(2 * i))
+            layer.ffn.layers[1].weight.div_(math.sqrt(2 * i))
 
-    def _warn_of_resizing(self, grid: tuple[int, int]) -> None:
-        if (
-            self.training
-            and grid != self.patch_resolution
-            and not self.warned_of_resizing
-            and not torch.compiler.is_compiling()
-        ):
-            self.warned_of_resizing = True
-            rows, columns = (
-                g * p for g, p in zip(grid, self.patch_size, strict=True)
-            )
-            print_log(
-                f'{type(self).__name__} is trained on images of '
-                f'{rows}x{columns} and has position tables for '
-                f'{self.img_size[0]}x{self.img_size[1]}: they are resized in '
-                'every step. Set img_size of the backbone to spare that.',
-                logger='current',
-                level=logging.WARNING,
-            )
-
-    def _format(self, x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        if self.out_type == 'raw':
-            return x
-        if self.out_type == 'cls_token':
-            return x[:, 0]
-        patches = x[:, 1:]
-        if self.out_type == 'featmap':
-            return patches.transpose(1, 2).unflatten(2, grid).contiguous()
-        return self.ln2(patches.mean(dim=1))
-
-    # -- loading ----------------------------------------------------------
+    def shared_by_layers(self) -> list[nn.Module]:
+        """The shared table, if there is one."""
+        return [] if self.rel_pos_bias is None else [self.rel_pos_bias]
 
     def adapt_state_dict(self, state_dict: dict, prefix: str = '') -> dict:
         """Fit the weights of another stage or size to this encoder.
@@ -460,87 +214,13 @@ class BEiTStyleViT(PretrainedMixin, BaseBackbone):
             if source != target:
                 state[key] = resize_table(state[key], source, target)
                 state.pop(index_key, None)
-        return self._adapt_pos_embed(state, f'{prefix}pos_embed')
-
-    def _adapt_pos_embed(self, state: dict, key: str) -> dict:
-        if self.pos_embed is None or key not in state:
-            return state
-        tokens = state[key].shape[1] - 1
-        if tokens == math.prod(self.patch_resolution):
-            return state
-        side = math.isqrt(tokens)
-        if side * side != tokens:
-            raise InputError(
-                f'{key} holds {tokens} positions, no square grid; it cannot '
-                'be resized since the file does not say its grid'
-            )
-        state[key] = resize_pos_embed(
-            state[key],
-            (side, side),
-            self.patch_resolution,
-            self.interpolate_mode,
-            1,
-        )
-        return state
+        return super().adapt_state_dict(state, prefix)
 
     def _adapt_in_place(self, state_dict, prefix, *args) -> None:
-        adapted = self.adapt_state_dict(state_dict, prefix)
+        super()._adapt_in_place(state_dict, prefix, *args)
         # A table may also come without its index, which is not a weight.
         for name, buffer in self.named_buffers():
             if name.endswith(INDEX):
                 table = prefix + name[: -len(INDEX)] + TABLE
-                if table in adapted:
-                    adapted[prefix + name] = buffer
-        state_dict.clear()
-        state_dict.update(adapted)
-
-    # -- training ---------------------------------------------------------
-
-    def get_layer_depth(
-        self, param_name: str, prefix: str = ''
-    ) -> tuple[int, int]:
-        """Depth of a parameter for layer-wise learning rate decay.
-
-        Embeddings have depth 0, block i has i + 1, everything after the
-        blocks (and outside this encoder) ``num_layers + 1``.
-
-        Returns:
-            (depth, number of depths), the latter ``num_layers + 2``.
-        """
-        depths = self.num_layers + 2
-        name = param_name.removeprefix(prefix)
-        if not param_name.startswith(prefix):
-            return depths - 1, depths
-        if name.split('.')[0] in ('cls_token', 'pos_embed', 'patch_embed'):
-            return 0, depths
-        if name.startswith('layers.'):
-            return int(name.split('.')[1]) + 1, depths
-        return depths - 1, depths
-
-    def _frozen_modules(self) -> list[nn.Module]:
-        if self.frozen_stages < 0:
-            return []
-        modules = [self.patch_embed, self.drop_after_pos]
-        if self.rel_pos_bias is not None and self.frozen_stages:
-            modules.append(self.rel_pos_bias)
-        modules += self.layers[: self.frozen_stages]
-        if self.frozen_stages == self.num_layers:
-            modules += [
-                getattr(self, n) for n in ('ln1', 'ln2') if hasattr(self, n)
-            ]
-        return modules
-
-    def _freeze(self) -> None:
-        for module in self._frozen_modules():
-            module.requires_grad_(False)
-        if self.frozen_stages >= 0:
-            self.cls_token.requires_grad = False
-            if self.pos_embed is not None:
-                self.pos_embed.requires_grad = False
-
-    def train(self, mode: bool = True) -> BEiTStyleViT:
-        """Switch modes; frozen parts stay in evaluation mode."""
-        super().train(mode)
-        for module in self._frozen_modules():
-            module.eval()
-        return self
+                if table in state_dict:
+                    state_dict[prefix + name] = buffer

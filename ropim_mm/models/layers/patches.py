@@ -39,15 +39,18 @@ def grid_of(image_size: Size, patch_size: Size) -> tuple[int, int]:
     return (image[0] // patch[0], image[1] // patch[1])
 
 
-def patchify(images: torch.Tensor, patch_size: Size) -> torch.Tensor:
+def patchify(
+    images: torch.Tensor, patch_size: Size, channels_last: bool = False
+) -> torch.Tensor:
     """Cut images into non-overlapping patches.
-
-    The values of a patch are ordered (channel, row, column), the layout of a
-    convolution kernel and of :class:`torch.nn.PixelShuffle`.
 
     Args:
         images: (B, C, H, W) with B images of C channels.
         patch_size: Side(s) of a patch in pixels.
+        channels_last: Whether the values of a patch are ordered (row, column,
+            channel), as the predictions of MAE and its kin are, instead of
+            (channel, row, column), the layout of a convolution kernel and of
+            :class:`torch.nn.PixelShuffle`.
 
     Returns:
         (B, L, C * ph * pw) with L = (H / ph) * (W / pw) patches, row-major.
@@ -56,19 +59,24 @@ def patchify(images: torch.Tensor, patch_size: Size) -> torch.Tensor:
     ph, pw = to_pair(patch_size)
     rows, columns = grid_of((height, width), (ph, pw))
     x = images.reshape(batch, channels, rows, ph, columns, pw)
-    x = x.permute(0, 2, 4, 1, 3, 5)
+    order = (3, 5, 1) if channels_last else (1, 3, 5)
+    x = x.permute(0, 2, 4, *order)
     return x.reshape(batch, rows * columns, channels * ph * pw)
 
 
 def unpatchify(
-    patches: torch.Tensor, patch_size: Size, grid: tuple[int, int]
+    patches: torch.Tensor,
+    patch_size: Size,
+    grid: tuple[int, int],
+    channels_last: bool = False,
 ) -> torch.Tensor:
     """Inverse of :func:`patchify`.
 
     Args:
-        patches: (B, L, C * ph * pw), values ordered (channel, row, column).
+        patches: (B, L, C * ph * pw).
         patch_size: Side(s) of a patch in pixels.
         grid: Patches (rows, columns); rows * columns = L.
+        channels_last: Order of a patch's values, see :func:`patchify`.
 
     Returns:
         (B, C, rows * ph, columns * pw).
@@ -82,9 +90,32 @@ def unpatchify(
             f'{rows}x{columns} patches of {ph}x{pw} pixels: expected '
             f'(B, {rows * columns}, channels * {ph * pw})'
         )
-    x = patches.reshape(batch, rows, columns, -1, ph, pw)
-    x = x.permute(0, 3, 1, 4, 2, 5)
+    if channels_last:
+        x = patches.reshape(batch, rows, columns, ph, pw, -1)
+        x = x.permute(0, 5, 1, 3, 2, 4)
+    else:
+        x = patches.reshape(batch, rows, columns, -1, ph, pw)
+        x = x.permute(0, 3, 1, 4, 2, 5)
     return x.reshape(batch, -1, rows * ph, columns * pw)
+
+
+def normalize_patches(
+    patches: torch.Tensor, eps: float = 1e-6
+) -> torch.Tensor:
+    """Give each patch mean 0 and variance 1, the target of MAE and its kin.
+
+    The variance is the unbiased one, as released (He et al., CVPR 2022).
+
+    Args:
+        patches: (..., values of a patch), any floating type.
+        eps: Added to the variance.
+
+    Returns:
+        Same shape, float32.
+    """
+    patches = patches.float()
+    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+    return (patches - mean) * (variance + eps).rsqrt()
 
 
 class PatchEmbed(nn.Module):

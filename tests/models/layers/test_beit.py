@@ -6,8 +6,9 @@ from mmpretrain.models import BEiTViT
 
 from ropim_mm.checkpoints import CoverageError, load_weights
 from ropim_mm.models import ROPIMViT
-from ropim_mm.models.layers import beit, resize_table
-from ropim_mm.models.layers.beit import _cut_normal_, add_branch
+from ropim_mm.models.layers import resize_table, vit
+from ropim_mm.models.layers.beit import _cut_normal_
+from ropim_mm.models.layers.block import add_branch
 
 ARCH = dict(embed_dims=16, num_layers=3, num_heads=2, feedforward_channels=32)
 PRETRAINING = dict(
@@ -150,7 +151,7 @@ def test_a_second_initialisation_changes_nothing():
 
 def test_training_at_another_size_is_told_once(monkeypatch):
     told = []
-    monkeypatch.setattr(beit, 'print_log', lambda m, **k: told.append(m))
+    monkeypatch.setattr(vit, 'print_log', lambda m, **k: told.append(m))
     model = build().train()
     model(torch.randn(1, 3, 16, 24))
     assert not told

@@ -2,7 +2,13 @@ import pytest
 import torch
 from torch import nn
 
-from ropim_mm.models.layers import PatchEmbed, grid_of, patchify, unpatchify
+from ropim_mm.models.layers import (
+    PatchEmbed,
+    grid_of,
+    normalize_patches,
+    patchify,
+    unpatchify,
+)
 
 
 @pytest.mark.parametrize('channels', [1, 3, 5])
@@ -50,3 +56,25 @@ def test_wrong_channels():
 def test_patches_that_do_not_fill_the_grid():
     with pytest.raises(ValueError, match='grid of 2x3 patches of 2x2'):
         unpatchify(torch.zeros(1, 5, 12), 2, (2, 3))
+
+
+def test_patches_with_channels_last():
+    images = torch.arange(2 * 5 * 4 * 6.0).view(2, 5, 4, 6)
+    patches = patchify(images, (2, 3), channels_last=True)
+    assert patches.shape == (2, 4, 30)
+    # The second patch of the first row: (row, column, channel).
+    second = images[0, :, 0:2, 3:6].permute(1, 2, 0).flatten()
+    assert torch.equal(patches[0, 1], second)
+    back = unpatchify(patches, (2, 3), (2, 2), channels_last=True)
+    assert torch.equal(back, images)
+
+
+def test_normalized_patches():
+    patches = torch.randn(2, 3, 12, generator=torch.manual_seed(0)) * 5 + 7
+    normalized = normalize_patches(patches)
+    mean = patches.mean(-1, keepdim=True)
+    expected = (patches - mean) / (patches.var(-1, keepdim=True) + 1e-6) ** 0.5
+    torch.testing.assert_close(normalized, expected)
+    flat = normalize_patches(torch.full((1, 1, 12), 3.0))
+    assert torch.equal(flat, torch.zeros(1, 1, 12))
+    assert normalize_patches(patches.bfloat16()).dtype == torch.float32
