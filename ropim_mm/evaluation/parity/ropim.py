@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 import torch
-from mmengine.optim import OptimWrapper
 from mmpretrain.models import ImageClassifier
 from mmpretrain.structures import DataSample
 from torch.nn import functional as F
 
 from ...checkpoints.official import convert_state_dict
-from ...engine import LayerDecayOptimWrapperConstructor
 from ...models import ROPIM
 from ...models.layers import make_sketch, num_buckets, sample_sketch
-from ...registry import PARAM_SCHEDULERS
 from .cases import Case
+from .common import (
+    check_gradients,
+    cosine_ends,
+    fine_tuning_step,
+    learning_rates,
+    take_architecture,
+    take_norm,
+)
 from .compare import Comparison, close, close_in_scale, exact
 
 
@@ -46,20 +50,11 @@ def backbone_config(args: dict) -> dict:
     known = dict(args)
     for ignored in ('sp', 'num_classes'):
         known.pop(ignored, None)
-    dims = known.pop('embed_dim')
-    norm = known.pop('norm_layer', 'LayerNorm(eps=1e-6)')
-    eps = re.fullmatch(r'LayerNorm\(eps=([0-9.e-]+)\)', norm)
-    if eps is None:
-        raise ValueError(f'norm_layer {norm!r} is not a LayerNorm(eps=...)')
     pooled = known.pop('use_mean_pooling', False)
     return dict(
         type='ropim_mm.ROPIMViT',
-        arch=dict(
-            embed_dims=dims,
-            num_layers=known.pop('depth'),
-            num_heads=known.pop('num_heads'),
-            feedforward_channels=int(dims * known.pop('mlp_ratio', 4.0)),
-        ),
+        arch=take_architecture(known),
+        norm_cfg=take_norm(known),
         img_size=known.pop('img_size', 224),
         patch_size=known.pop('patch_size', 16),
         in_channels=known.pop('in_chans', 3),
@@ -71,26 +66,10 @@ def backbone_config(args: dict) -> dict:
         use_abs_pos_emb=known.pop('use_abs_pos_emb', False),
         use_rel_pos_bias=known.pop('use_rel_pos_bias', False),
         use_shared_rel_pos_bias=known.pop('use_shared_rel_pos_bias', False),
-        norm_cfg=dict(type='LN', eps=float(eps[1])),
         out_type='avg_featmap' if pooled else 'raw',
         final_norm=not pooled,
         **known,
     )
-
-
-def check_gradients(case: Case, model: torch.nn.Module) -> Iterator:
-    """Every stored gradient, and no gradient where none is stored."""
-    grads = convert_state_dict('ropim', case.under('grad/'))
-    params = dict(model.named_parameters())
-    without = sorted(n for n, p in params.items() if p.grad is None)
-    yield exact('parameters with gradient', sorted(grads), sorted(params))
-    yield exact(
-        'parameters without gradient',
-        without,
-        sorted(case.info.get('params_without_grad', ())),
-    )
-    for name, grad in grads.items():
-        yield close(f'grad/{name}', params[name].grad, grad)
 
 
 def pretraining(case: Case) -> Iterator[Comparison]:
@@ -171,7 +150,7 @@ def pretraining(case: Case) -> Iterator[Comparison]:
             yield close_in_scale(name, value, a[name])
     yield close('loss', loss, a['loss'])
     yield close('loss in manifest', loss, torch.tensor(info['loss']))
-    yield from check_gradients(case, model)
+    yield from check_gradients(case, model, 'ropim')
 
 
 def _sketches(case: Case, sketch) -> Iterator[Comparison]:
@@ -191,7 +170,7 @@ def _sketches(case: Case, sketch) -> Iterator[Comparison]:
 
 def fine_tuning(case: Case) -> Iterator[Comparison]:
     """A pretraining checkpoint loaded for fine-tuning, and one step."""
-    a, info = case.arrays, case.info
+    info = case.info
     encoder = backbone_config(info['constructor']['finetune'])
     classes = info['constructor']['finetune']['num_classes']
     out_type = encoder.pop('out_type')
@@ -225,77 +204,7 @@ def fine_tuning(case: Case) -> Iterator[Comparison]:
         else:
             yield close(f'state/{key}', loaded, value)
 
-    seen = {}
-    blocks = model.backbone.layers
-    blocks[0].register_forward_hook(
-        lambda _, __, out: seen.update(first_block=out)
-    )
-    blocks[-1].register_forward_hook(
-        lambda _, __, out: seen.update(last_block=out)
-    )
-    model.train()
-    features = model.extract_feat(a['inputs'])[-1]
-    logits = model.head((features,))
-    log_probs = logits.log_softmax(-1)
-    loss = -(a['soft_targets'] * log_probs).sum(-1).mean()
-    loss.backward()
-    yield close_in_scale('first_block', seen['first_block'], a['first_block'])
-    yield close_in_scale('last_block', seen['last_block'], a['last_block'])
-    yield close('features', features, a['features'])
-    yield close('logits', logits, a['logits'])
-    yield close('loss', loss, a['loss'])
-    yield close('loss in manifest', loss, torch.tensor(info['loss']))
-    targets = a['targets']
-    plain = F.cross_entropy(logits, targets)
-    smooth = F.cross_entropy(logits, targets, label_smoothing=0.1)
-    for name, value in (('loss_ce', plain), ('loss_label_smoothing', smooth)):
-        if name in a:
-            yield close(name, value, a[name])
-    yield from check_gradients(case, model)
-    for key, groups in info.items():
-        match = re.fullmatch(r'layer_decay_(\d+)p(\d+)_groups', key)
-        if match:
-            rate = float(f'{match[1]}.{match[2]}')
-            yield from _groups(key, model, rate, groups)
-
-
-def _groups(
-    key: str, model: torch.nn.Module, rate: float, groups: dict
-) -> Iterator[Comparison]:
-    """Learning rate scale and weight decay of every parameter, exactly."""
-    decay = max(g['weight_decay'] for g in groups.values())
-    wrapper: OptimWrapper = LayerDecayOptimWrapperConstructor(
-        optim_wrapper_cfg=dict(
-            type='OptimWrapper',
-            optimizer=dict(type='AdamW', lr=1.0, weight_decay=decay),
-        ),
-        paramwise_cfg=dict(layer_decay_rate=rate),
-    )(model)
-    of_param = {
-        id(p): (g['lr'], g['weight_decay'])
-        for g in wrapper.optimizer.param_groups
-        for p in g['params']
-    }
-    ours = {n: of_param[id(p)] for n, p in model.named_parameters()}
-    # The converter renames state dicts; stand-ins carry the numbers along.
-    stand_ins = {n: torch.empty(0) for n in groups}
-    renamed = convert_state_dict('ropim', stand_ins)
-    theirs = {
-        new: (groups[old]['lr_scale'], groups[old]['weight_decay'])
-        for old, new in zip(groups, renamed, strict=True)
-    }
-    yield exact(f'{key}: parameters', sorted(ours), sorted(theirs))
-    for name, (scale, weight_decay) in theirs.items():
-        yield close(
-            f'{key}: lr scale of {name}',
-            torch.tensor(ours[name][0], dtype=torch.float64),
-            torch.tensor(scale, dtype=torch.float64),
-            relative=1e-12,
-            floor=0.0,
-        )
-        yield exact(
-            f'{key}: weight decay of {name}', ours[name][1], weight_decay
-        )
+    yield from fine_tuning_step(case, model, 'ropim')
 
 
 def schedule(case: Case) -> Iterator[Comparison]:
@@ -310,7 +219,15 @@ def schedule(case: Case) -> Iterator[Comparison]:
     total = config['epochs'] * per_epoch
     warm = config['warmup_epochs'] * per_epoch
     curve, scales = a['lr_used'].double(), a['group_scale'].double()
-    ours = learning_rates(config, scales.tolist())
+    ours = learning_rates(
+        config['base_lr'],
+        config['min_lr'],
+        config['epochs'],
+        config['warmup_epochs'],
+        config['warmup_lr'],
+        per_epoch,
+        tuple(scales.tolist()),
+    )
 
     # The rate after the last iteration lies on the same curve.
     if 'lr_after_last' in a:
@@ -321,10 +238,10 @@ def schedule(case: Case) -> Iterator[Comparison]:
     late = torch.arange(warm, len(late_curve) - 1, dtype=torch.float64).div(
         total
     )
-    peak, end, misfit = _cosine_ends(late, late_curve[warm + 1 :])
+    peak, end, misfit = cosine_ends(late, late_curve[warm + 1 :])
     yield exact('the released curve is a cosine', misfit < 1e-9, True)
     start = torch.arange(total - warm, dtype=torch.float64) / (total - warm)
-    our_peak, our_end, misfit = _cosine_ends(start, ours[warm:])
+    our_peak, our_end, misfit = cosine_ends(start, ours[warm:])
     yield exact('our curve is a cosine', misfit < 1e-9, True)
 
     tight = dict(relative=1e-9, floor=0.0)
@@ -356,79 +273,6 @@ def schedule(case: Case) -> Iterator[Comparison]:
         'differs on purpose: no late step, no jump after warm-up '
         f'(largest difference {relative:.1%} of the peak)',
     )
-
-
-def _cosine_ends(
-    time: torch.Tensor, rates: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Where a half cosine comes from and goes to, from points on it.
-
-    Args:
-        time: (n,) in [0, 1): 0 is the start, 1 the end.
-        rates: (n, groups).
-
-    Returns:
-        Start and end value of each group, and by how much of the largest
-        rate the points miss that cosine.
-    """
-    phase = (1 + torch.cos(torch.pi * time)) / 2
-    design = torch.stack((phase, 1 - phase), dim=1)
-    start, end = torch.linalg.lstsq(design, rates).solution
-    misfit = (design @ torch.stack((start, end)) - rates).abs().max()
-    return start, end, (misfit / rates.max()).item()
-
-
-def learning_rates(config: dict, scales: list[float]) -> torch.Tensor:
-    """Our rates for a released schedule.
-
-    Args:
-        config: ``epochs``, ``iters_per_epoch``, ``warmup_epochs``,
-            ``base_lr``, ``warmup_lr``, ``min_lr``.
-        scales: Factor of each parameter group.
-
-    Returns:
-        (iterations, groups) float64: the rate in force at every iteration.
-    """
-    base, epochs = config['base_lr'], config['epochs']
-    warm, per_epoch = config['warmup_epochs'], config['iters_per_epoch']
-    groups = [
-        dict(params=[torch.nn.Parameter(torch.zeros(1))], lr=base * s)
-        for s in scales
-    ]
-    optimizer = torch.optim.SGD(groups)
-    configs = [
-        dict(
-            type='LinearLR',
-            start_factor=config['warmup_lr'] / base,
-            begin=0,
-            end=warm,
-        ),
-        dict(
-            type='CosineAnnealingLR',
-            eta_min=config['min_lr'],
-            begin=warm,
-            end=epochs,
-        ),
-    ]
-    schedulers = [
-        PARAM_SCHEDULERS.build(
-            dict(
-                cfg,
-                by_epoch=True,
-                convert_to_iter_based=True,
-                epoch_length=per_epoch,
-                optimizer=optimizer,
-            )
-        )
-        for cfg in (configs if warm else configs[1:])
-    ]
-    rates = []
-    for _ in range(epochs * per_epoch):
-        rates.append([g['lr'] for g in optimizer.param_groups])
-        optimizer.step()
-        for scheduler in schedulers:
-            scheduler.step()
-    return torch.tensor(rates, dtype=torch.float64)
 
 
 def generator(case: Case) -> Iterator[Comparison]:

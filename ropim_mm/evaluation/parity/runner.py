@@ -13,7 +13,7 @@ import torch
 from .cases import Case, load_cases
 from .compare import Comparison
 
-METHODS = ('ropim',)
+METHODS = ('ropim', 'lomar', 'rmae', 'conmim')
 
 
 @dataclass
