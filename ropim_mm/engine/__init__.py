@@ -3,6 +3,7 @@
 from .coverage import CheckpointCoverageHook
 from .deferred import DeferredRuntimeInfoHook
 from .distributed import PortableRunner
+from .momentum import MomentumCopyHook
 from .optimizer import AutocastOptimWrapper, LayerDecayOptimWrapperConstructor
 from .seeding import EpochSeedHook
 from .skipped import SkippedImagesHook
@@ -13,6 +14,7 @@ __all__ = [
     'DeferredRuntimeInfoHook',
     'EpochSeedHook',
     'LayerDecayOptimWrapperConstructor',
+    'MomentumCopyHook',
     'PortableRunner',
     'SkippedImagesHook',
 ]

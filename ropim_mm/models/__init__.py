@@ -1,6 +1,25 @@
 """Encoders, necks, heads and algorithms."""
 
 from .heads import LinearClsHead
-from .methods import ROPIM, ROPIMHead, ROPIMNeck, ROPIMViT
+from .methods import (
+    ROPIM,
+    ConMIM,
+    ConMIMHead,
+    ConMIMNeck,
+    ConMIMViT,
+    ROPIMHead,
+    ROPIMNeck,
+    ROPIMViT,
+)
 
-__all__ = ['ROPIM', 'LinearClsHead', 'ROPIMHead', 'ROPIMNeck', 'ROPIMViT']
+__all__ = [
+    'ConMIM',
+    'ConMIMHead',
+    'ConMIMNeck',
+    'ConMIMViT',
+    'ROPIM',
+    'LinearClsHead',
+    'ROPIMHead',
+    'ROPIMNeck',
+    'ROPIMViT',
+]

@@ -4,6 +4,7 @@ from ...checkpoints.beit_names import grid_of_table
 from .attention import RelPosAttention, SelfAttention, attend
 from .beit import BEiTStyleViT
 from .block import Block, FeedForward, add_branch
+from .momentum import MomentumCopy
 from .patches import (
     PatchEmbed,
     grid_of,
@@ -18,6 +19,7 @@ from .relative_position import (
     table_rows,
 )
 from .sketch import CountSketch, make_sketch, num_buckets, sample_sketch
+from .token_masks import sample_cell_masks
 from .vit import ViTBackbone
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     'Block',
     'CountSketch',
     'FeedForward',
+    'MomentumCopy',
     'PatchEmbed',
     'RelPosAttention',
     'SelfAttention',
@@ -39,6 +42,7 @@ __all__ = [
     'patchify',
     'relative_position_index',
     'resize_table',
+    'sample_cell_masks',
     'sample_sketch',
     'table_rows',
     'to_pair',
