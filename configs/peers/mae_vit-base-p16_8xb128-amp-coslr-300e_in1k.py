@@ -8,9 +8,16 @@ _base_ = [
 
 model = dict(
     type='MAE',
-    backbone=dict(type='MAEViT', arch='b', patch_size=16, mask_ratio=0.75),
+    backbone=dict(
+        type='MAEViT',
+        arch='b',
+        img_size=224,
+        patch_size=16,
+        mask_ratio=0.75,
+    ),
     neck=dict(
         type='MAEPretrainDecoder',
+        num_patches=196,
         patch_size=16,
         in_chans=3,
         embed_dim=768,

@@ -16,17 +16,14 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from copy import deepcopy
 from dataclasses import dataclass, field
-from functools import partial
 from statistics import median
 
-import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dataset import Compose
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import FUNCTIONS, MODELS
+from mmengine.registry import MODELS
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -34,10 +31,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from ropim_mm.engine import launch
 from ropim_mm.engine.distributed import LaunchError
 from ropim_mm.engine.optimizer import DTYPES
-from ropim_mm.models import ROPIM
 
-from .benchmark_loader import training_pipeline
 from .benchmark_machine import MatrixRate, resident_memory, synchronize
+from .synthetic import set_image_size, synthetic_batch
 
 # A timing takes at least so long, in as many steps as needed.
 MIN_SECONDS = 0.3
@@ -56,6 +52,7 @@ class StepSpec:
         dtype: 'float32', 'bfloat16' or 'float16'; None for that of the
             config.
         compile: Compile the model's ``forward`` with ``torch.compile``.
+        size: Side of the images in pixels; None for that of the config.
     """
 
     config: str
@@ -63,6 +60,7 @@ class StepSpec:
     batch_size: int | None = None
     dtype: str | None = None
     compile: bool = False
+    size: int | None = None
 
 
 class TrainingStep:
@@ -84,6 +82,8 @@ class TrainingStep:
                 raise LaunchError(
                     f'{spec.config} has no {name}: it has no training step'
                 )
+        if spec.size:
+            set_image_size(cfg, spec.size)
         self.device = torch.device(get_device())
         # One forward and backward for each update, whatever the config
         # accumulates: `train_step` would divide the loss and leave out most
@@ -149,58 +149,6 @@ class TrainingStep:
             f'{params / 1e6:.1f} M parameters, {shape} {views[0].dtype}'
             f'{compiled}'.replace('torch.', '')
         )
-
-
-def synthetic_batch(cfg: Config, batch_size: int) -> dict:
-    """A batch of random images, packed by the config's own pipeline.
-
-    Args:
-        cfg: With ``train_dataloader``. The steps of its pipeline that read
-            images are left out.
-        batch_size: Number of images.
-
-    Returns:
-        What the config's loader gives: ``inputs``, uint8, and
-        ``data_samples`` with whatever the pipeline adds, a mask for instance.
-
-    Raises:
-        LaunchError: A step of the pipeline fails on an image and a label.
-    """
-    loader = cfg.train_dataloader
-    pipeline = Compose(
-        [
-            step
-            for step in training_pipeline(cfg)
-            if not step['type'].rpartition('.')[2].startswith('LoadImage')
-        ]
-    )
-    size = cfg.model.get('backbone', {}).get('img_size', 224)
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    classes = cfg.model.get('head', {}).get('num_classes') or 1
-    rng = np.random.default_rng(0)
-    samples = []
-    for index in range(batch_size):
-        image = rng.integers(256, size=(*size, 3), dtype=np.uint8)
-        sample = dict(
-            img=image,
-            img_path='random',
-            sample_idx=index,
-            img_shape=size,
-            ori_shape=size,
-            gt_label=int(rng.integers(classes)),
-        )
-        try:
-            samples.append(pipeline(sample))
-        except (KeyError, AttributeError, FileNotFoundError) as error:
-            raise LaunchError(
-                f'{cfg.filename}: the pipeline of train_dataloader.dataset '
-                'needs more than an image and a label '
-                f'({type(error).__name__}: {error}); a step on random images '
-                'cannot be measured'
-            ) from error
-    collate = dict(loader.get('collate_fn') or dict(type='default_collate'))
-    function = FUNCTIONS.get(collate.pop('type'))
-    return partial(function, **collate)(samples)
 
 
 def _set_dtype(cfg: Config, dtype: str | None) -> torch.dtype:
@@ -396,115 +344,3 @@ def _resident_peak(spec: StepSpec, threads: int | None) -> int:
     before, _ = resident_memory()
     TrainingStep(spec)
     return resident_memory()[1] - before
-
-
-# -- what a step is made of --------------------------------------------------
-
-
-class _Mark(torch.autograd.Function):
-    """The identity, which calls back when the gradient comes by."""
-
-    @staticmethod
-    def forward(ctx, x: torch.Tensor, on_gradient: Callable) -> torch.Tensor:
-        ctx.on_gradient = on_gradient
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, grad: torch.Tensor):
-        ctx.on_gradient()
-        return grad, None
-
-
-class ProjectionClock:
-    """Times projection and loss of ROPIM inside running steps.
-
-    Drawing the sketches, projecting the tokens, and everything from the
-    prediction to the loss. Backward counts from where the gradient enters a
-    part until it leaves it; PyTorch runs nothing else in between.
-
-    Args:
-        step: A step of :class:`~ropim_mm.models.ROPIM`, not compiled.
-    """
-
-    def __init__(self, step: TrainingStep) -> None:
-        self.step = step
-        self._spans: list[tuple] = []
-
-    @staticmethod
-    def applies_to(step: TrainingStep) -> bool:
-        """Whether there is something to time, and a way."""
-        return isinstance(step.model, ROPIM) and not step.spec.compile
-
-    def shares(self, steps: int) -> list[float]:
-        """Share of the step that the timed parts take, in [0, 1].
-
-        Args:
-            steps: How many steps to run; one share each.
-        """
-        model = self.step.model
-        self._projections, self._loss = model.projections, model.head.loss
-        model.projections = self._timed_projections
-        model.head.loss = self._timed_loss
-        try:
-            return [self._share() for _ in range(steps)]
-        finally:
-            del model.projections, model.head.loss
-
-    def _share(self) -> float:
-        self._spans = []
-        synchronize(self.step.device)
-        start = self._stamp()
-        self.step()
-        end = self._stamp()
-        synchronize(self.step.device)
-        parts = sum(self._between(*span) for span in self._spans)
-        return parts / self._between(start, end)
-
-    def _stamp(self):
-        if self.step.device.type != 'cuda':
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def _between(self, start, end) -> float:
-        if self.step.device.type != 'cuda':
-            return end - start
-        return start.elapsed_time(end)
-
-    def _timed(self, function: Callable, x: torch.Tensor, *args):
-        opened = []
-        x = _Mark.apply(
-            x, lambda: self._spans.append((opened.pop(), self._stamp()))
-        )
-        start = self._stamp()
-        out = function(x, *args)
-        self._spans.append((start, self._stamp()))
-        return _Mark.apply(out, lambda: opened.append(self._stamp()))
-
-    def _timed_projections(self, *args):
-        start = self._stamp()
-        kept, removed = self._projections(*args)
-        self._spans.append((start, self._stamp()))
-        return (kept and partial(self._timed, kept)), removed
-
-    def _timed_loss(self, pred: torch.Tensor, *args) -> torch.Tensor:
-        return self._timed(self._loss, pred, *args)
-
-
-def profile_table(step: TrainingStep, rows: int = 25) -> str:
-    """The operators of one step that take most time, as a table."""
-    from torch.profiler import ProfilerActivity, profile
-
-    on_gpu = step.device.type == 'cuda'
-    activities = [ProfilerActivity.CPU]
-    if on_gpu:
-        activities.append(ProfilerActivity.CUDA)
-    with profile(activities=activities) as profiler:
-        step()
-        synchronize(step.device)
-    return profiler.key_averages().table(
-        sort_by=f'self_{"cuda" if on_gpu else "cpu"}_time_total',
-        row_limit=rows,
-        max_name_column_width=45,
-    )

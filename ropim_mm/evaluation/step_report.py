@@ -9,14 +9,13 @@ import torch
 
 from .benchmark_machine import device_name
 from .benchmark_step import (
-    ProjectionClock,
     StepSpec,
     Timing,
     TrainingStep,
     compare,
     peak_memory,
-    profile_table,
 )
+from .step_parts import PartsClock, profile_table
 
 ROWS = (
     ('step, median', 'seconds', '{:.4f} s'),
@@ -29,7 +28,6 @@ ROWS = (
     ('share of it, median', 'fraction', '{:.3f}'),
     ('share, best of best', 'fraction_of_best', '{:.3f}'),
     ('peak memory', 'peak_memory_gib', '{:.3f} GiB'),
-    ('projection and loss', 'projection_share', '{:.2%}'),
 )
 
 
@@ -52,8 +50,10 @@ def report_steps(
 
     Returns:
         The machine (``device``, ``threads``, ``torch``), ``results`` with a
-        dict for each step, and for two steps ``ratios`` and ``cpu_ratios``,
-        times of the first over times of the second, one a round.
+        dict for each step. For two steps also, one a round and the first
+        over the second: ``ratios`` and ``cpu_ratios``, of times a step, and
+        ``image_ratios``, of images/s; and ``flop_ratio``, of operations an
+        image.
 
     Raises:
         LaunchError: A step cannot be built, or its memory not be measured.
@@ -86,13 +86,17 @@ def report_steps(
         a, b = timings
         report['ratios'] = _quotients(a.seconds, b.seconds)
         report['cpu_ratios'] = _quotients(a.cpu_seconds, b.cpu_seconds)
+        report['flop_ratio'] = a.flops * b.images / (b.flops * a.images)
+        report['image_ratios'] = [
+            a.images / b.images / ratio for ratio in report['ratios']
+        ]
     _print_table(report['results'])
     if memory and steps[0].device.type == 'cpu':
         print(
             'peak memory: resident set of a process that only runs this '
             'step, less what it held before it built the model'
         )
-    _print_projections(report['results'])
+    _print_parts(report['results'])
     _print_ratios(report)
     if profile:
         for name, step in zip('AB', steps, strict=False):
@@ -109,9 +113,10 @@ def _quotients(numerators: list[float], denominators: list[float]) -> list:
     return [a / b for a, b in pairs]
 
 
-def _result(step: TrainingStep, timing: Timing, projections: int) -> dict:
-    result = dict(
+def _result(step: TrainingStep, timing: Timing, rounds: int) -> dict:
+    return dict(
         config=step.spec.config,
+        options=step.spec.options,
         dtype=_dtype(step),
         batch_size=step.batch_size,
         compiled=step.spec.compile,
@@ -119,12 +124,8 @@ def _result(step: TrainingStep, timing: Timing, projections: int) -> dict:
         rounds=timing.seconds,
         cpu_rounds=timing.cpu_seconds,
         matrix_rates=timing.rates,
+        part_shares=PartsClock(step).shares(rounds),
     )
-    if ProjectionClock.applies_to(step):
-        shares = ProjectionClock(step).shares(projections)
-        result['projection_share'] = median(shares)
-        result['projection_shares'] = shares
-    return result
 
 
 def _print_round(number: int, timings: list[Timing]) -> None:
@@ -145,24 +146,31 @@ def _print_table(results: list[dict]) -> None:
         print(f'{title:26}' + ''.join(f'{cell:>16}' for cell in cells))
 
 
-def _print_projections(results: list[dict]) -> None:
+def _print_parts(results: list[dict]) -> None:
     for name, result in zip('AB', results, strict=False):
-        shares = result.get('projection_shares')
-        if shares:
+        for title, shares in result['part_shares'].items():
             print(
-                f'{name}: projection and loss: '
-                f'{result["projection_share"]:.2%} of the step, forward and '
-                f'backward ({min(shares):.2%} to {max(shares):.2%} in '
+                f'{name}: {title}: {median(shares):.2%} of the step, forward '
+                f'and backward ({min(shares):.2%} to {max(shares):.2%} in '
                 f'{len(shares)} steps)'
             )
 
 
 def _print_ratios(report: dict) -> None:
-    for title, key in (('', 'ratios'), ('processor ', 'cpu_ratios')):
+    for title, key in (
+        ('time A / time B', 'ratios'),
+        ('processor time A / processor time B', 'cpu_ratios'),
+        ('images/s of A / images/s of B', 'image_ratios'),
+    ):
         ratios = report.get(key)
         if ratios:
             print(
-                f'{title}time A / {title}time B, pair by pair: median '
-                f'{median(ratios):.3f}, {min(ratios):.3f} to '
-                f'{max(ratios):.3f}'
+                f'{title}, pair by pair: median {median(ratios):.3f}, '
+                f'{min(ratios):.3f} to {max(ratios):.3f}'
             )
+    if 'flop_ratio' in report:
+        ratio = report['flop_ratio']
+        print(
+            f'FLOPs an image of A / of B: {ratio:.3f}; at equal rates that '
+            f'would be {1 / ratio:.3f} times the images/s'
+        )

@@ -1,4 +1,3 @@
-import time
 from copy import deepcopy
 
 import pytest
@@ -7,6 +6,7 @@ from mmengine.logging import MMLogger
 
 from ropim_mm.engine import launch
 from ropim_mm.engine.distributed import LaunchError
+from ropim_mm.errors import InputError
 from ropim_mm.evaluation import benchmark_step
 from ropim_mm.evaluation.benchmark_machine import (
     MatrixRate,
@@ -15,15 +15,13 @@ from ropim_mm.evaluation.benchmark_machine import (
     usable_cores,
 )
 from ropim_mm.evaluation.benchmark_step import (
-    ProjectionClock,
     StepSpec,
     Timing,
     TrainingStep,
     compare,
-    profile_table,
-    synthetic_batch,
 )
-from ropim_mm.models.layers.sketch import CountSketch
+from ropim_mm.evaluation.step_parts import PartsClock
+from ropim_mm.evaluation.synthetic import synthetic_batch
 
 D, LAYERS, HIDDEN, PATCH, SIDE = 32, 2, 48, 8, 32
 ARCH = dict(
@@ -193,6 +191,24 @@ def test_pipeline_that_needs_more_than_an_image(configs):
             synthetic_batch(cfg, 1)
 
 
+@pytest.mark.parametrize('name, options', [('ropim', ROPIM), ('mae', MAE)])
+def test_images_of_another_size(configs, name, options):
+    """Model and pipeline are changed together, and the weights of positions
+    with them."""
+    step = TrainingStep(StepSpec(configs[name], options, 2, size=48))
+    assert step.batch['inputs'].shape == (2, 3, 48, 48)
+    assert step.model.backbone.img_size == (48, 48)
+    assert step.model.backbone.patch_resolution == (6, 6)
+    if name == 'mae':
+        assert step.model.neck.num_patches == 36
+        assert step.model.neck.decoder_pos_embed.shape[1] == 37
+
+
+def test_size_that_is_no_multiple_of_the_patch(configs):
+    with pytest.raises(InputError, match='image size 50x50 .* multiple of'):
+        TrainingStep(StepSpec(configs['ropim'], ROPIM, 2, size=50))
+
+
 def test_missing_field(tmp_path):
     path = tmp_path / 'empty.py'
     path.write_text('model = dict()\n')
@@ -218,7 +234,7 @@ def test_compiled_model_is_the_one_that_runs(configs, monkeypatch):
     assert warm_up >= 3
     assert calls == ['loss'] * (warm_up + 1)
     assert step.flops == expected_flops(2)  # counted before compiling
-    assert not ProjectionClock.applies_to(step)
+    assert PartsClock(step).shares(1) == {}
 
 
 def test_rounds_take_turns(ropim, monkeypatch):
@@ -262,79 +278,6 @@ def test_summary():
     )
 
 
-class SlowBackward(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        time.sleep(0.05)
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        time.sleep(0.1)
-        return grad
-
-
-def test_projection_clock_sees_forward_and_backward(ropim, monkeypatch):
-    project = CountSketch.project
-    monkeypatch.setattr(
-        CountSketch, 'project', lambda s, x: SlowBackward.apply(project(s, x))
-    )
-    clock = ProjectionClock(ropim)
-    start = time.perf_counter()
-    (share,) = clock.shares(1)
-    elapsed = time.perf_counter() - start
-    # Of the tokens and of the residual: twice 0.15 s.
-    assert 0.3 < share * elapsed < elapsed
-    assert share > 0.5
-
-
-def test_projection_clock_leaves_out_the_rest(ropim, monkeypatch):
-    update, layer = ropim.optim_wrapper.step, ropim.model.backbone.layers[0]
-    monkeypatch.setattr(
-        ropim.optim_wrapper, 'step', lambda: (time.sleep(0.5), update())
-    )
-    handle = layer.register_forward_hook(
-        lambda module, args, out: SlowBackward.apply(out)
-    )
-    clock = ProjectionClock(ropim)
-    start = time.perf_counter()
-    shares = clock.shares(2)
-    elapsed = time.perf_counter() - start
-    handle.remove()
-    assert all(0 < share < 1 for share in shares)
-    # 0.65 s a step are spent elsewhere.
-    assert sum(shares) / 2 * elapsed < elapsed - 2 * 0.65
-    assert 'projections' not in vars(ropim.model)
-    assert 'loss' not in vars(ropim.model.head)
-
-
-def test_projection_clock_does_not_change_the_numbers(ropim):
-    data = ropim.model.data_preprocessor(ropim.batch, True)
-    losses, grads = [], []
-
-    def run() -> None:
-        torch.manual_seed(0)
-        loss = ropim.model(**data, mode='loss')['loss']
-        loss.backward()
-        losses.append(loss.detach())
-        weight = ropim.model.backbone.patch_embed.projection.weight
-        grads.append(weight.grad)
-        ropim.model.zero_grad()
-
-    run()
-    clock = ProjectionClock(ropim)
-    clock.step = type('Step', (), dict(
-        model=ropim.model, device=ropim.device, __call__=lambda s: run()
-    ))()  # fmt: skip
-    clock.shares(1)
-    assert torch.equal(*losses)
-    assert torch.equal(*grads)
-
-
-def test_profile_names_operators(ropim):
-    assert 'aten::addmm' in profile_table(ropim, rows=40)
-
-
 def test_matrix_rate(monkeypatch):
     rate = MatrixRate(torch.float32, torch.device('cpu'))
     assert rate() > 1e8
@@ -372,4 +315,5 @@ def test_on_a_gpu(configs):
     assert large.memory > small.memory
     assert small.flops == expected_flops(4)
     assert small.batch['inputs'].is_pinned()
-    assert all(0 < share < 1 for share in ProjectionClock(small).shares(3))
+    (shares,) = PartsClock(small).shares(3).values()
+    assert all(0 < share < 1 for share in shares)

@@ -38,13 +38,16 @@ def test_step_of_a_config_against_itself(call, configs, tmp_path):
         assert len(one['rounds']) == len(one['matrix_rates']) == 5
         assert 0 < one['fraction'] < 1.5
         assert one['images_per_second'] == 8 / one['seconds']
-        assert 0 < one['projection_share'] < 1
+        shares = one['part_shares']['projection and loss']
+        assert all(0 < share < 1 for share in shares)
         # A model of 16 thousand parameters needs no gigabyte, but something.
         assert 0.001 < one['peak_memory_gib'] < 1
-        share = f'{one["projection_share"]:.2%} of the step'
+        share = f'{median(shares):.2%} of the step'
         assert f'{letter}: projection and loss: {share}' in output
     ratio = f'median {median(report["ratios"]):.3f}'
     assert f'time A / time B, pair by pair: {ratio}' in output
+    assert report['flop_ratio'] == 1
+    assert 'FLOPs an image of A / of B: 1.000' in output
     assert output.count('Self CPU time total') == 2
 
 
@@ -62,7 +65,35 @@ def test_step_without_memory_or_projection(call, configs):
     assert 'trained in float32' in output
     lines = [line.split() for line in output.splitlines()]
     assert ['peak', 'memory', '-'] in lines
-    assert ['projection', 'and', 'loss', '-'] in lines
+    assert 'of the step, forward and backward' not in output
+
+
+def test_step_of_a_config_against_a_variant(call, configs, tmp_path):
+    result = tmp_path / 'step.json'
+    output = call(
+        'analysis_tools/benchmark_step.py',
+        configs['pretrain'],
+        '--iters',
+        1,
+        '--no-memory',
+        '--vs-cfg-options',
+        'model.backbone.arch.num_layers=1',
+        '--json',
+        result,
+    )
+    report = json.loads(result.read_text())
+    a, b = report['results']
+    assert a['options'] == {}
+    assert b['options'] == {'model.backbone.arch.num_layers': 1}
+    assert report['flop_ratio'] == pytest.approx(
+        a['gflop_per_image'] / b['gflop_per_image']
+    )
+    ratio = report['flop_ratio']
+    assert ratio > 1
+    assert f'FLOPs an image of A / of B: {ratio:.3f}' in output
+    assert report['image_ratios'] == pytest.approx(
+        [a['images_per_second'] / b['images_per_second']]
+    )
 
 
 def test_step_of_no_config(call):

@@ -1,8 +1,9 @@
 """Measure a training step: time, images/s, memory, share of the peak rate.
 
 With --vs two configs run in turn in one process and their ratio is printed
-pair by pair. On a machine that others use as well, trust the median of the
-ratios, not the times.
+pair by pair, beside that of their FLOPs; with --vs-cfg-options alone a config
+runs in turn with a variant of itself. On a machine that others use as well,
+trust the median of the ratios, not the times.
 """
 
 import argparse
@@ -27,6 +28,12 @@ def parse_args() -> argparse.Namespace:
         type=positive,
         metavar='N',
         help='images a step; default: that of the config',
+    )
+    parser.add_argument(
+        '--size',
+        type=positive,
+        metavar='PX',
+        help='side of the images of both configs; default: that of each',
     )
     parser.add_argument(
         '--dtype', choices=DTYPES, help='default: that of the config'
@@ -66,7 +73,18 @@ def parse_args() -> argparse.Namespace:
         metavar='KEY=VALUE',
         help='change fields of both configs',
     )
-    return parser.parse_args()
+    parser.add_argument(
+        '--vs-cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='change fields of B only, after --cfg-options; without --vs, B '
+        'is the same config as A',
+    )
+    args = parser.parse_args()
+    if args.vs is None and args.vs_cfg_options:
+        args.vs = args.config
+    return args
 
 
 def main() -> None:
@@ -77,12 +95,16 @@ def main() -> None:
         specs = [
             StepSpec(
                 config,
-                args.cfg_options or {},
+                {**(args.cfg_options or {}), **(own or {})},
                 args.batch_size,
                 DTYPES.get(args.dtype),
                 args.compile,
+                args.size,
             )
-            for config in (args.config, args.vs)
+            for config, own in (
+                (args.config, None),
+                (args.vs, args.vs_cfg_options),
+            )
             if config
         ]
         report = report_steps(
