@@ -2,5 +2,6 @@
 
 from .transforms import LoadImage, SampleSketch
 from .zip_images import ImageZip, ZipReader
+from .zip_map import ImageZipMap
 
-__all__ = ['ImageZip', 'LoadImage', 'SampleSketch', 'ZipReader']
+__all__ = ['ImageZip', 'ImageZipMap', 'LoadImage', 'SampleSketch', 'ZipReader']

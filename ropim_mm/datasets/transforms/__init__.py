@@ -2,6 +2,15 @@
 
 from .cropping import RandomResizedCrop
 from .loading import LoadImage
+from .masks import BlockMask, RandomCellMask
 from .sketch import SampleSketch
+from .two_views import TwoViews
 
-__all__ = ['LoadImage', 'RandomResizedCrop', 'SampleSketch']
+__all__ = [
+    'BlockMask',
+    'LoadImage',
+    'RandomCellMask',
+    'RandomResizedCrop',
+    'SampleSketch',
+    'TwoViews',
+]
