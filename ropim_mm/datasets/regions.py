@@ -25,6 +25,64 @@ SAMPLE_TYPES = ('random', 'random_fg')
 Randperm = Callable[[int], torch.Tensor]
 
 
+def felzenszwalb_maps(
+    image: np.ndarray,
+    scales: Sequence[float],
+    min_sizes: Sequence[int],
+    sigma: float = 0.8,
+) -> np.ndarray:
+    """Felzenszwalb-Huttenlocher segmentations of an image (IJCV 2004).
+
+    Args:
+        image: (H, W, 3) uint8, red, green, blue.
+        scales: One a map: a larger one gives larger segments.
+        min_sizes: One a map: smaller segments are merged, in pixels.
+        sigma: Of the Gaussian that smooths the image first, in pixels.
+
+    Returns:
+        (M, H, W) label maps; labels of a map count from 0. uint8 where they
+        fit, else uint16 or uint32.
+
+    Raises:
+        InputError: The image is of another kind, or the settings do not pair.
+    """
+    # Slow to import, and only those who segment need it.
+    from skimage.segmentation import felzenszwalb
+
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise InputError(
+            f'image is {image.dtype} {image.shape}; expected uint8 (H, W, 3)'
+        )
+    check_fh_settings(scales, min_sizes, sigma)
+    maps = [
+        felzenszwalb(image, scale=scale, sigma=sigma, min_size=min_size)
+        for scale, min_size in zip(scales, min_sizes, strict=True)
+    ]
+    largest = max(int(each.max()) for each in maps)
+    return np.stack(maps).astype(np.min_scalar_type(largest))
+
+
+def check_fh_settings(
+    scales: Sequence[float], min_sizes: Sequence[int], sigma: float
+) -> None:
+    """Refuse settings that :func:`felzenszwalb_maps` cannot work with.
+
+    Raises:
+        InputError: There are none, they do not pair, or one is negative.
+    """
+    if not len(scales) or len(scales) != len(min_sizes):
+        raise InputError(
+            f'{len(scales)} scales {list(scales)} and {len(min_sizes)} '
+            f'min_sizes {list(min_sizes)}; expected one of each a map, and '
+            'one map or more'
+        )
+    if min(*scales, *min_sizes, sigma) < 0:
+        raise InputError(
+            f'scales {list(scales)}, min_sizes {list(min_sizes)} and sigma '
+            f'{sigma} must not be negative'
+        )
+
+
 def binary_regions(maps: np.ndarray) -> np.ndarray:
     """Every label of every map as a mask: maps in order, labels ascending.
 
