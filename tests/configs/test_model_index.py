@@ -4,15 +4,13 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from mmengine.config import Config
 from mmpretrain import get_model, list_models
 from mmpretrain.apis.model import ModelHub
-from mmpretrain.registry import MODELS
-from torch.utils.flop_counter import FlopCounterMode
 
 import ropim_mm  # noqa: F401
+from config_checks import CONFIGS, build_on_meta, forward_flops, methods
 
 ROOT = Path(__file__).resolve().parents[2]
 METAFILES = [
@@ -49,44 +47,69 @@ def test_nothing_is_claimed():
         assert entry['Weights'] is None
 
 
+def test_every_method_is_listed():
+    listed = [
+        path.parent.relative_to(CONFIGS).as_posix() for path in METAFILES
+    ]
+    assert sorted(listed) == methods()
+
+
 @pytest.mark.parametrize('name', ENTRIES)
 def test_epochs_batch_parameters_and_flops(name):
     entry = ENTRIES[name]
     meta = entry['Metadata']
     cfg = Config.fromfile(ROOT / entry['Config'])
-    assert meta['Epochs'] == cfg.train_cfg.max_epochs
+    if cfg.train_cfg.get('by_epoch', True):
+        assert meta['Epochs'] == cfg.train_cfg.max_epochs
+    else:
+        assert meta['Iterations'] == cfg.train_cfg.max_iters
     assert meta['Batch Size'] == cfg.auto_scale_lr.base_batch_size
-
-    side = cfg.model.backbone.img_size
-    with torch.device('meta'):
-        model = MODELS.build(cfg.model).eval()
-        image = torch.empty(1, 3, side, side)
-    count = sum(p.numel() for p in model.parameters())
-    assert meta['Parameters'] == count
-    forward = getattr(model, 'reconstruct', model)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        forward(image)
-    # The counter counts a multiplication and an addition as two.
-    assert meta['FLOPs'] == counter.get_total_flops() // 2
+    model = build_on_meta(cfg)
+    assert dict(
+        Parameters=sum(p.numel() for p in model.parameters()),
+        FLOPs=forward_flops(cfg, model),
+    ) == {key: meta[key] for key in ('Parameters', 'FLOPs')}
 
 
-def test_readme_has_the_same_numbers():
-    text = (ROOT / 'configs' / 'ropim' / 'README.md').read_text()
-    for entry in ENTRIES.values():
+@pytest.mark.parametrize('path', METAFILES, ids=lambda p: p.parent.name)
+def test_readme_has_the_same_numbers(path):
+    """Of pretraining, in the columns that are headed by them."""
+    text = (path.parent / 'README.md').read_text()
+    assert f'{path.parent.relative_to(ROOT)}/README.md' in path.read_text()
+    method = path.parent.name
+    pretraining = 0
+    for entry in yaml.safe_load(path.read_text())['Models']:
         stem = Path(entry['Config']).stem
         (row,) = re.findall(rf'^\| \[{stem}\].*$', text, re.MULTILINE)
-        if not stem.startswith('ropim'):
+        if not stem.startswith(method):
             continue
-        meta = entry['Metadata']
+        pretraining += 1
+        above = text[: text.index(row)].rstrip().rpartition('\n\n')[2]
+        heads = [cell.strip() for cell in above.split('\n')[0].split('|')]
         cells = [cell.strip() for cell in row.split('|')]
-        assert float(cells[3]) == round(meta['Parameters'] / 1e6, 2)
-        assert float(cells[4]) == round(meta['FLOPs'] / 1e9, 2)
-        assert int(cells[6]) == meta['Epochs']
+        meta = entry['Metadata']
+        params = float(cells[heads.index('params (M)')])
+        assert params == round(meta['Parameters'] / 1e6, 2)
+        flops = float(cells[heads.index('FLOPs (G)')])
+        assert flops == round(meta['FLOPs'] / 1e9, 2)
+        if 'Epochs' in meta and 'epochs' in heads:
+            assert int(cells[heads.index('epochs')]) == meta['Epochs']
+    assert pretraining
 
 
-def test_mmpretrain_finds_them():
-    found = list_models('*ropim*')
-    assert sorted(found) == sorted(ENTRIES)
+@pytest.mark.parametrize('method', methods())
+def test_mmpretrain_finds_them(method):
+    found = list_models(f'*{method}*')
+    own = [
+        name
+        for name, entry in ENTRIES.items()
+        if entry['Config'].startswith(f'configs/{method}/')
+    ]
+    assert own
+    assert sorted(found) == sorted(own)
+
+
+def test_mmpretrain_builds_one():
     model = get_model('ropim_vit-tiny-p16_8xb128-amp-coslr-300e_in100')
     assert type(model).__name__ == 'ROPIM'
     assert model.backbone.embed_dims == 192

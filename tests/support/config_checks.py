@@ -6,17 +6,23 @@ smaller where width and size of image are not enough.
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
+from mmpretrain.models.selfsup.base import BaseSelfSupervisor
 from mmpretrain.registry import MODELS
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from ropim_mm.engine import launch
+from ropim_mm.evaluation.synthetic import image_size, synthetic_batch
 from ropim_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
@@ -64,6 +70,58 @@ def build_on_meta(cfg: Config) -> torch.nn.Module:
     """The config's model, without memory for its weights."""
     with torch.device('meta'):
         return MODELS.build(cfg.model)
+
+
+def forward_flops(cfg: Config, model: torch.nn.Module) -> int:
+    """Multiply-adds of one image's way forward, without running it.
+
+    In pretraining all that a step does before going back: every window, every
+    region, the momentum copy too. Otherwise the features and the classifier.
+
+    Args:
+        cfg: A config.
+        model: Of :func:`build_on_meta`.
+    """
+    model.eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        with sdpa_kernel(SDPBackend.MATH), autocast_that_knows_meta():
+            if isinstance(model, BaseSelfSupervisor):
+                with DefaultScope.overwrite_default_scope('mmpretrain'):
+                    batch = synthetic_batch(cfg, 1)
+                model.loss(*to_meta(batch))
+            else:
+                size = image_size(cfg)
+                model(torch.empty(1, 3, *size, device='meta'))
+    # The counter counts a multiplication and an addition as two.
+    return counter.get_total_flops() // 2
+
+
+@contextmanager
+def autocast_that_knows_meta() -> Iterator[None]:
+    """PyTorch's refuses that device even where it is to do nothing."""
+    autocast = torch.autocast
+
+    def without_meta(device_type: str, *args, **kwargs):
+        if device_type == 'meta':
+            return nullcontext()
+        return autocast(device_type, *args, **kwargs)
+
+    with mock.patch.object(torch, 'autocast', without_meta):
+        yield
+
+
+def to_meta(batch: dict) -> tuple:
+    """Inputs and samples of a batch, without values."""
+
+    def empty(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.empty(tensor.shape, device='meta')
+
+    inputs, samples = batch['inputs'], batch['data_samples']
+    if isinstance(inputs, list):
+        inputs = [empty(view) for view in inputs]
+    else:
+        inputs = empty(inputs)
+    return inputs, [sample.to('meta') for sample in samples]
 
 
 def check_table(method: str, names: Iterable[str]) -> None:
