@@ -2,9 +2,9 @@
 
 A step is all that a training loop does between two batches, except loading
 and schedules: data preprocessor, forward, backward, clipping, optimizer,
-through the model's own ``train_step``. Images are random bytes that went
-through the config's own pipeline after decoding, so that the model gets what
-its loader would give it.
+through the model's own ``train_step``, and the update of a momentum copy.
+Images are random bytes that went through the config's own pipeline after
+decoding, so that the model gets what its loader would give it.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ from .synthetic import set_image_size, synthetic_batch
 MIN_SECONDS = 0.3
 # Operations of a step are counted with no more images than this.
 COUNTED_IMAGES = 32
+# Of a momentum copy; the time does not depend on it.
+MOMENTUM = 0.996
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,8 @@ class TrainingStep:
             self.optim_wrapper = build_optim_wrapper(
                 self.model, cfg.optim_wrapper
             )
+        # In training a hook moves the copy after each step.
+        self.has_momentum_copy = hasattr(self.model, 'update_momentum_copy')
         if self.device.type == 'cuda':
             self.batch['inputs'] = _pin(self.batch['inputs'])
         self.flops = count_flops(self)
@@ -121,6 +125,8 @@ class TrainingStep:
 
     def __call__(self) -> None:
         self.model.train_step(self.batch, self.optim_wrapper)
+        if self.has_momentum_copy:
+            self.model.update_momentum_copy(MOMENTUM)
 
     def seconds(self, steps: int | None = None) -> tuple[float, float]:
         """Time of one step, as the mean of ``steps`` steps in a row.

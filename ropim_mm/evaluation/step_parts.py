@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from ropim_mm.models import ROPIM
+from ropim_mm.models import ROPIM, ConMIM
 
 from .benchmark_machine import synchronize
 
@@ -58,6 +58,19 @@ def _(model: ROPIM) -> Parts:
             Call(model, 'projections'),
             Call(model.head, 'loss'),
         ]
+    }
+
+
+@parts_of.register
+def _(model: ConMIM) -> Parts:
+    copy = model.momentum
+    return {
+        'forward of the momentum copy': [
+            Call(copy.backbone, 'forward'),
+            Call(copy.neck, 'forward'),
+        ],
+        'update of the momentum copy': [Call(model, 'update_momentum_copy')],
+        'loss': [Call(model.head, 'loss')],
     }
 
 
