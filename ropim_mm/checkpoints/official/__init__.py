@@ -5,17 +5,20 @@ from collections.abc import Callable, Iterable, Mapping
 from torch import Tensor
 
 from ..reading import CheckpointError
-from . import ropim
+from . import conmim, ropim
 
 # A converter takes the weights of a released file and returns ours: the same
 # tensors under other names.
 CONVERTERS: dict[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = {
+    'conmim': conmim.convert,
     'ropim': ropim.convert,
 }
 
 # Names of a method's released files that have no place in its models here.
 # All others must come out of its converter.
-DROPPED: dict[str, Callable[[Iterable[str]], list[str]]] = {}
+DROPPED: dict[str, Callable[[Iterable[str]], list[str]]] = {
+    'conmim': conmim.dropped,
+}
 
 
 def dropped_names(method: str, names: Iterable[str]) -> list[str]:

@@ -127,6 +127,7 @@ def pretraining(case: Case) -> Iterator[Comparison]:
         for name, part in parts.items()
     ]
     model.train()
+    before = {n: b.clone() for n, b in model.momentum.named_buffers()}
     grid = model.backbone.patch_resolution
     samples = []
     for mask in a['mask']:
@@ -153,18 +154,42 @@ def pretraining(case: Case) -> Iterator[Comparison]:
         yield close_in_scale('logits', logits[masked], a['logits'])
     yield close('loss', loss, a['loss'])
     yield close('loss in manifest', loss, torch.tensor(info['loss']))
-    yield from check_gradients(case, model, 'conmim')
-    yield from _after_the_step(case, model)
+    yield from _gradients(case, model)
+    yield from _after_the_step(case, model, before)
 
 
-def _after_the_step(case: Case, model: ConMIM) -> Iterator[Comparison]:
-    """Plain gradient descent, then the momentum copy; all buffers."""
+def _gradients(case: Case, model: ConMIM) -> Iterator[Comparison]:
+    """As everywhere; rounding is judged by a tensor's scale where need be.
+
+    Gradients of 10 come out of BatchNorms as differences of larger ones. The
+    same step in float64 is up to 2.6 of the elementwise tolerance away from
+    the stored numbers, and from ours in float32 up to 3.4.
+    """
+    stored = convert_state_dict('conmim', case.under('grad/'))
+    for item in check_gradients(case, model, 'conmim'):
+        name = item.name.removeprefix('grad/')
+        if item.ok or name not in stored:
+            yield item
+        else:
+            ours = model.get_parameter(name).grad
+            yield close_in_scale(item.name, ours, stored[name])
+
+
+def _after_the_step(
+    case: Case, model: ConMIM, before: dict[str, torch.Tensor]
+) -> Iterator[Comparison]:
+    """Plain gradient descent, then the momentum copy; all buffers.
+
+    Args:
+        case: The case.
+        model: After backward.
+        before: Buffers of the copy before its forward.
+    """
     trained = [p for p in model.parameters() if p.requires_grad]
     rate = case.info['config']['sgd_lr']
     torch.optim.SGD(trained, lr=rate).step()
     model.update_momentum_copy(case.arrays['momentum'].item())
     ours = model.state_dict()
-    buffers = {name for name, _ in model.named_buffers()}
     for group, prefix in (
         ('student_after', ''),
         ('student_buffers_after', ''),
@@ -177,23 +202,16 @@ def _after_the_step(case: Case, model: ConMIM) -> Iterator[Comparison]:
                 yield close(label, own, value)
             else:
                 yield exact(label, own, value)
-        if group == 'teacher_after':
-            moved = {
-                name
-                for name, value in stored.items()
-                if prefix + name in buffers
-                and 'running' in name + 'num_batches_tracked'
-            }
-            listed = case.info.get('teacher_buffers_changed_by_own_forward')
-            if listed is not None:
-                theirs = convert_state_dict(
-                    'conmim', {n: torch.empty(0) for n in listed}
-                )
-                yield exact(
-                    "buffers moved by the copy's forward",
-                    sorted(n for n in moved if 'index' not in n),
-                    sorted(theirs),
-                )
+    after = dict(model.momentum.named_buffers())
+    for key, names in (
+        ('buffers_not_touched_by_ema', sorted(after)),
+        (
+            'teacher_buffers_changed_by_own_forward',
+            sorted(n for n in after if not torch.equal(after[n], before[n])),
+        ),
+    ):
+        listed = {n: torch.empty(0) for n in case.info[key]}
+        yield exact(key, names, sorted(convert_state_dict('conmim', listed)))
 
 
 def fine_tuning(case: Case) -> Iterator[Comparison]:
