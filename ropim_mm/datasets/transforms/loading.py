@@ -29,14 +29,18 @@ _ORIENTATION_TAG = 0x0112
 _BITS_TAG = 0x0102  # BitsPerSample of TIFF
 
 
-class UnreadableImageError(InputError):
-    """An image of a dataset cannot be read; the message says which and why."""
+class UnreadableFileError(InputError):
+    """A file of a dataset cannot be read; the message says which and why."""
 
     def __init__(self, message: str) -> None:
         # A loader's worker hands it on with a traceback in front.
         super().__init__(
             message.rpartition(f'{type(self).__name__}: ')[2].strip()
         )
+
+
+class UnreadableImageError(UnreadableFileError):
+    """An image of a dataset cannot be read; the message says which and why."""
 
 
 def decode_image(data: bytes) -> np.ndarray:
@@ -110,8 +114,58 @@ def _stand_upright(img: Image.Image) -> Image.Image:
     return img
 
 
+class FileLoader(BaseTransform):
+    """A step that reads a file of each sample, with a policy for broken ones.
+
+    Args:
+        on_error: ``'raise'`` or ``'skip'``, see :class:`LoadImage`.
+
+    Raises:
+        InputError: ``on_error`` is another word.
+    """
+
+    # What a message calls the files, and what it raises.
+    kind = 'file'
+    error = UnreadableFileError
+
+    def __init__(self, on_error: str = 'raise') -> None:
+        if on_error not in ('raise', 'skip'):
+            raise InputError(
+                f'{type(self).__name__}: on_error is {on_error!r}; expected '
+                "'raise' or 'skip'"
+            )
+        self.on_error = on_error
+        self.skipped = SkipAccount() if on_error == 'skip' else None
+
+    def refuse(self, path: str, error: Exception) -> None:
+        """Do with a broken file what the policy says.
+
+        Args:
+            path: The file.
+            error: What happened.
+
+        Raises:
+            UnreadableFileError: Under ``'raise'``.
+        """
+        reason = str(error) or type(error).__name__
+        if self.on_error == 'raise':
+            raise self.error(
+                f'cannot read {self.kind} {path}: {reason}. Repair or remove '
+                f"it, or set on_error='skip' in {type(self).__name__} to "
+                'train without it'
+            ) from error
+        text = f'{path}: {reason}'
+        if self.skipped.add(path, text):
+            print_log(
+                f'skipped unreadable {self.kind} {text}. Another sample '
+                'takes its place',
+                logger='current',
+                level=logging.WARNING,
+            )
+
+
 @TRANSFORMS.register_module()
-class LoadImage(BaseTransform):
+class LoadImage(FileLoader):
     """Load an image from a file or an archive, with a policy for broken ones.
 
     **Required keys:**
@@ -140,17 +194,14 @@ class LoadImage(BaseTransform):
         UnreadableImageError: By :meth:`transform`, under ``'raise'``.
     """
 
+    kind = 'image'
+    error = UnreadableImageError
+
     def __init__(
         self, on_error: str = 'raise', backend_args: dict | None = None
     ) -> None:
-        if on_error not in ('raise', 'skip'):
-            raise InputError(
-                f"LoadImage: on_error is {on_error!r}; expected 'raise' or "
-                "'skip'"
-            )
-        self.on_error = on_error
+        super().__init__(on_error)
         self.backend_args = backend_args
-        self.skipped = SkipAccount() if on_error == 'skip' else None
 
     def transform(self, results: dict) -> dict | None:
         """Add the pixels; None asks the dataset for another sample."""
@@ -163,21 +214,8 @@ class LoadImage(BaseTransform):
                 data = source()
             img = decode_image(data)
         except Exception as error:
-            reason = str(error) or type(error).__name__
-            if self.on_error == 'skip':
-                text = f'{path}: {reason}'
-                if self.skipped.add(path, text):
-                    print_log(
-                        f'skipped unreadable image {text}. Another sample '
-                        'takes its place',
-                        logger='current',
-                        level=logging.WARNING,
-                    )
-                return None
-            raise UnreadableImageError(
-                f'cannot read image {path}: {reason}. Repair or remove it, or '
-                "set on_error='skip' in LoadImage to train without it"
-            ) from error
+            self.refuse(path, error)
+            return None
         results['img'] = img
         results['img_shape'] = img.shape[:2]
         results['ori_shape'] = img.shape[:2]
