@@ -1,0 +1,8 @@
+_base_ = [
+    '../../_base_/models/conmim_classifier.py',
+    '../../_base_/datasets/imagenet_bs128_finetune.py',
+    '../../_base_/schedules/conmim_finetune_bs1024_100e.py',
+    '../../_base_/finetune_runtime.py',
+]
+
+model = dict(backbone=dict(arch='small'), head=dict(in_channels=384))

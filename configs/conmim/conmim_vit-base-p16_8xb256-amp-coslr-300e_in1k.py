@@ -1,0 +1,6 @@
+_base_ = [
+    '../_base_/models/conmim.py',
+    '../_base_/datasets/imagenet_bs256_conmim.py',
+    '../_base_/schedules/conmim_bs2048_300e.py',
+    '../_base_/conmim_runtime.py',
+]

@@ -1,0 +1,8 @@
+_base_ = [
+    '../_base_/models/conmim.py',
+    '../_base_/datasets/imagenet_bs256_conmim.py',
+    '../_base_/schedules/conmim_bs2048_300e.py',
+    '../_base_/conmim_runtime.py',
+]
+
+model = dict(backbone=dict(arch='small'), neck=dict(in_channels=384))
