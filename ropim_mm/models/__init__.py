@@ -2,17 +2,27 @@
 
 from .heads import LinearClsHead
 from .methods import (
+    RMAE,
     ROPIM,
     ConMIM,
     ConMIMHead,
     ConMIMNeck,
     ConMIMViT,
+    RMAEHead,
+    RMAENeck,
+    RMAERegionBranch,
+    RMAEViT,
     ROPIMHead,
     ROPIMNeck,
     ROPIMViT,
 )
 
 __all__ = [
+    'RMAE',
+    'RMAEHead',
+    'RMAENeck',
+    'RMAERegionBranch',
+    'RMAEViT',
     'ConMIM',
     'ConMIMHead',
     'ConMIMNeck',

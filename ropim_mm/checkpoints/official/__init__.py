@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterable, Mapping
 from torch import Tensor
 
 from ..reading import CheckpointError
-from . import conmim, ropim
+from . import conmim, rmae, ropim
 
 # A converter takes the weights of a released file and returns ours: the same
 # tensors under other names.
 CONVERTERS: dict[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = {
     'conmim': conmim.convert,
+    'rmae': rmae.convert,
     'ropim': ropim.convert,
 }
 

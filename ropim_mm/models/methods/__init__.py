@@ -1,6 +1,7 @@
 """The methods, one file each, in the order data meets their parts."""
 
 from .conmim import ConMIM, ConMIMHead, ConMIMNeck, ConMIMViT
+from .rmae import RMAE, RMAEHead, RMAENeck, RMAERegionBranch, RMAEViT
 from .ropim import ROPIM, ROPIMHead, ROPIMNeck, ROPIMViT
 
 __all__ = [
@@ -8,6 +9,11 @@ __all__ = [
     'ConMIMHead',
     'ConMIMNeck',
     'ConMIMViT',
+    'RMAE',
+    'RMAEHead',
+    'RMAENeck',
+    'RMAERegionBranch',
+    'RMAEViT',
     'ROPIM',
     'ROPIMHead',
     'ROPIMNeck',

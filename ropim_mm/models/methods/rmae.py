@@ -1,0 +1,969 @@
+r"""R-MAE: Regions Meet Masked Autoencoders.
+
+Nguyen, Aggarwal, Jiang, Xie, Yao, Hariharan, He and Chen, ICLR 2024 (arXiv
+2306.05411).
+
+An image and R binary maps of its regions are cut into the same patches, and
+one permutation of the patches says which are hidden from whom. The *pixel
+branch* is MAE: the encoder sees the visible patches of the image, a decoder
+paints the hidden ones. The *region branch* encodes the visible patches of
+each map into one vector, a query. Every query meets every token of an image
+memory, made from the encoder's output, and asks for its region's hidden
+patches:
+
+.. math::
+
+    \mathcal{L} = w_p \operatorname{mean} (\mathrm{pixels} - \hat{x})^2
+        + w_r \operatorname{mean} \mathrm{BCE}(\mathrm{regions}, \hat{y})
+
+both over hidden patches only. Without regions (R = 0) this is MAE (He et al.,
+CVPR 2022); without a pixel branch it learns from regions alone.
+
+Written for this project from the paper and from measurements, with the same
+numbers as the released code and less work. Only visible patches are embedded.
+Attention does not mind the order of tokens, so they stay in the order of the
+permutation, hidden patches are a slice of them, and what nobody asks for is
+not computed. The pairs of queries and memory tokens are taken apart (see
+:class:`ExpansionBlock`). The released configs all set R to 0; here they set
+8.
+"""
+
+from __future__ import annotations
+
+import torch
+from mmengine.model import BaseModule
+from mmpretrain.models.selfsup.base import BaseSelfSupervisor
+from mmpretrain.models.utils import build_norm_layer, resize_pos_embed
+from mmpretrain.structures import DataSample
+from torch import nn
+from torch.nn import functional as F
+
+from ...errors import InputError
+from ...registry import MODELS
+from ..layers.attention import SelfAttention
+from ..layers.block import Block, FeedForward
+from ..layers.patches import (
+    PatchEmbed,
+    Size,
+    grid_of,
+    normalize_patches,
+    patchify,
+    to_pair,
+    unpatchify,
+)
+from ..layers.positions import sincos_positions
+from ..layers.tokens import (
+    embed_patches,
+    embed_some,
+    random_permutations,
+    restore_order,
+    take_patches,
+    take_region_patches,
+    take_tokens,
+)
+from ..layers.vit import ViTBackbone
+
+NORM = dict(type='LN', eps=1e-6)
+
+
+def init_as_mae(module: nn.Module) -> None:
+    """Xavier for linear layers and patch embeddings, 0 for their biases.
+
+    The bias of a patch embedding keeps PyTorch's initial values, as released.
+    """
+    for each in module.modules():
+        if isinstance(each, nn.Linear):
+            nn.init.xavier_uniform_(each.weight)
+            if each.bias is not None:
+                nn.init.zeros_(each.bias)
+        elif isinstance(each, nn.Conv2d):
+            nn.init.xavier_uniform_(each.weight.flatten(1))
+        elif isinstance(each, nn.LayerNorm):
+            each.reset_parameters()
+
+
+@MODELS.register_module()
+class RMAEViT(ViTBackbone):
+    """Encoder of R-MAE and MAE: a plain ViT with fixed positions.
+
+    Without ``visible`` it is an ordinary backbone for classification,
+    segmentation and detection, and its weights are those of MMPretrain's
+    ``VisionTransformer``. Arguments and outputs are those of
+    :class:`~ropim_mm.models.layers.ViTBackbone`; 'huge' is an ``arch`` too
+    (with patches of 14 as released). For pretraining: ``out_type='raw'``.
+
+    Args:
+        learn_positions: Train the positions, which start as sines and cosines
+            (fine-tuning). If not, they are frozen.
+        **kwargs: Arguments of
+            :class:`~ropim_mm.models.layers.ViTBackbone`.
+    """
+
+    arch_zoo = dict(ViTBackbone.arch_zoo, huge=(1280, 32, 16, 5120))
+
+    def __init__(self, learn_positions: bool = False, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.pos_embed = nn.Parameter(
+            sincos_positions(self.patch_resolution, self.embed_dims),
+            requires_grad=learn_positions,
+        )
+        self.build_layers()
+
+    def init_encoder(self) -> None:
+        """Xavier, a normal class token and the table of positions."""
+        init_as_mae(self)
+        nn.init.normal_(self.cls_token, std=0.02)
+        self.pos_embed.copy_(
+            sincos_positions(self.patch_resolution, self.embed_dims)
+        )
+
+    def forward(
+        self, x: torch.Tensor, visible: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        """Encode images, or only some of their patches.
+
+        Args:
+            x: (B, C, H, W), normalised.
+            visible: (B, K) int64, the patches to encode, row-major over the
+                grid; None for all.
+
+        Returns:
+            One tensor for each of ``out_indices``, shaped by ``out_type``;
+            'raw' tokens (B, 1 + K, D) are in the order of ``visible``.
+        """
+        if visible is None:
+            return super().forward(x)
+        grid = grid_of(tuple(x.shape[-2:]), self.patch_size)
+        tokens = embed_some(self.patch_embed, x, visible)
+        positions = self.positions(grid)
+        tokens = tokens + take_tokens(positions[:, 1:], visible)
+        first = (self.cls_token + positions[:, :1]).expand(len(x), -1, -1)
+        tokens = torch.cat((first, tokens), dim=1)
+        return self.encode(self.drop_after_pos(tokens), grid)
+
+
+class FillingDecoder(BaseModule):
+    """Tokens of all patches from those of the visible ones (MAE's decoder).
+
+    A learned token stands for every hidden patch, positions say which, and
+    blocks mix them with the visible ones. Names of weights are those of
+    MMPretrain's ``MAEPretrainDecoder``.
+
+    Args:
+        embed_dims: Width of the encoder's tokens.
+        decoder_dims: D, width of the decoder's tokens, a multiple of 4.
+        depth: Number of blocks.
+        num_heads: Attention heads.
+        mlp_ratio: Hidden width of the MLPs over D.
+        img_size: Side or (height, width) that positions are made for. They
+            are resized where images have another.
+        patch_size: Side or (height, width) of a patch.
+        init_cfg: See MMEngine's ``BaseModule``.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        decoder_dims: int,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        img_size: Size = 224,
+        patch_size: Size = 16,
+        init_cfg: dict | list | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.grid = grid_of(img_size, patch_size)
+        self.decoder_embed = nn.Linear(embed_dims, decoder_dims)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dims))
+        self.decoder_pos_embed = nn.Parameter(
+            sincos_positions(self.grid, decoder_dims), requires_grad=False
+        )
+        self.decoder_blocks = nn.ModuleList(
+            Block(
+                decoder_dims,
+                SelfAttention(decoder_dims, num_heads),
+                int(decoder_dims * mlp_ratio),
+                NORM,
+            )
+            for _ in range(depth)
+        )
+        self.ln1 = build_norm_layer(NORM, decoder_dims)
+
+    def init_weights(self) -> None:
+        """Xavier and a normal token; then ``init_cfg``, if any."""
+        if not self.is_init:
+            with torch.no_grad():
+                init_as_mae(self)
+                nn.init.normal_(self.mask_token, std=0.02)
+                self.decoder_pos_embed.copy_(
+                    sincos_positions(self.grid, self.mask_token.shape[-1])
+                )
+        super().init_weights()
+
+    def fill(
+        self,
+        latent: torch.Tensor,
+        ids: torch.Tensor,
+        grid: tuple[int, int],
+        start: int = 0,
+    ) -> torch.Tensor:
+        """Tokens after the final norm, in the order of ``ids``.
+
+        Args:
+            latent: (B, 1 + K, embed_dims), class token and the patches
+                ``ids[:, :K]``.
+            ids: (B, L) int64, a permutation of the patches.
+            grid: (h, w) with h * w = L.
+            start: Tokens before this one are not wanted: 0 gives the class
+                token and all patches, 1 + n the patches ``ids[:, n:]``. The
+                last block does not finish the others.
+
+        Returns:
+            (B, 1 + L - start, D)
+        """
+        positions = resize_pos_embed(
+            self.decoder_pos_embed, self.grid, grid, num_extra_tokens=1
+        )
+        hidden = ids.shape[1] + 1 - latent.shape[1]
+        x = torch.cat(
+            (
+                self.decoder_embed(latent),
+                self.mask_token.expand(len(ids), hidden, -1),
+            ),
+            dim=1,
+        )
+        x = x + take_tokens(positions, F.pad(ids + 1, (1, 0)))
+        for block in self.decoder_blocks[:-1]:
+            x = block(x)
+        for block in self.decoder_blocks[-1:]:
+            x = x + block.attn(block.ln1(x))
+            x = x[:, start:]
+            x = x + block.ffn(block.ln2(x))
+        return self.ln1(x)
+
+
+@MODELS.register_module()
+class RMAENeck(FillingDecoder):
+    """Pixel decoder of R-MAE and MAE.
+
+    Names and layouts of the weights are those of MMPretrain's
+    ``MAEPretrainDecoder``; grid, patch and channels are free.
+
+    Args:
+        embed_dims: Width of the encoder's tokens.
+        img_size: Side or (height, width) that positions are made for.
+        patch_size: Side or (height, width) of a patch.
+        out_channels: C, channels of the image.
+        decoder_dims: Width of the decoder's tokens.
+        decoder_depth: Number of blocks.
+        decoder_heads: Attention heads.
+        mlp_ratio: Hidden width of the MLPs over ``decoder_dims``.
+        init_cfg: See MMEngine's ``BaseModule``.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        img_size: Size = 224,
+        patch_size: Size = 16,
+        out_channels: int = 3,
+        decoder_dims: int = 512,
+        decoder_depth: int = 8,
+        decoder_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        init_cfg: dict | list | None = None,
+    ) -> None:
+        super().__init__(
+            embed_dims,
+            decoder_dims,
+            decoder_depth,
+            decoder_heads,
+            mlp_ratio,
+            img_size,
+            patch_size,
+            init_cfg,
+        )
+        ph, pw = to_pair(patch_size)
+        self.decoder_pred = nn.Linear(decoder_dims, ph * pw * out_channels)
+
+    def forward(
+        self,
+        latent: torch.Tensor,
+        ids: torch.Tensor,
+        grid: tuple[int, int],
+        first: int = 0,
+    ) -> torch.Tensor:
+        """Predict the patches ``ids[:, first:]``, in this order.
+
+        Args:
+            latent: (B, 1 + K, embed_dims), class token and the patches
+                ``ids[:, :K]``.
+            ids: (B, L) int64, a permutation of the patches.
+            grid: (h, w) with h * w = L.
+            first: Where in ``ids`` the wanted patches begin.
+
+        Returns:
+            (B, L - first, ph * pw * C), values ordered (row, column,
+            channel).
+        """
+        return self.decoder_pred(self.fill(latent, ids, grid, 1 + first))
+
+
+@MODELS.register_module()
+class RMAEHead(BaseModule):
+    """Pixel loss of R-MAE and MAE: mean squared error of hidden patches.
+
+    Args:
+        patch_size: Side or (height, width) of a patch.
+        norm_pix: Ask for patches normalised to mean 0 and variance 1.
+        init_cfg: See MMEngine's ``BaseModule``.
+    """
+
+    def __init__(
+        self,
+        patch_size: Size = 16,
+        norm_pix: bool = True,
+        init_cfg: dict | list | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.patch_size = to_pair(patch_size)
+        self.norm_pix = norm_pix
+
+    def target(self, images: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """What to predict for the patches ``ids``.
+
+        Args:
+            images: (B, C, H, W).
+            ids: (B, K) int64.
+
+        Returns:
+            (B, K, ph * pw * C) float32, values ordered (row, column,
+            channel).
+        """
+        patches = take_patches(images, ids, self.patch_size, True)
+        return normalize_patches(patches) if self.norm_pix else patches.float()
+
+    def loss(
+        self, pred: torch.Tensor, images: torch.Tensor, ids: torch.Tensor
+    ) -> torch.Tensor:
+        """Mean squared error, a scalar.
+
+        Args:
+            pred: (B, K, ph * pw * C).
+            images: (B, C, H, W).
+            ids: (B, K) int64, the hidden patches.
+        """
+        return F.mse_loss(pred.float(), self.target(images, ids))
+
+    def to_pixels(
+        self, pred: torch.Tensor, images: torch.Tensor
+    ) -> torch.Tensor:
+        """Predictions of all patches as images.
+
+        Normalised ones get mean and deviation of the true patches back.
+
+        Args:
+            pred: (B, L, ph * pw * C), row-major over the grid.
+            images: (B, C, H, W).
+
+        Returns:
+            (B, C, H, W) float32
+        """
+        pred = pred.float()
+        if self.norm_pix:
+            patches = patchify(images, self.patch_size, True).float()
+            variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+            pred = pred * (variance + 1e-6).sqrt() + mean
+        grid = grid_of(tuple(images.shape[-2:]), self.patch_size)
+        return unpatchify(pred, self.patch_size, grid, True)
+
+
+class RegionEncoder(BaseModule):
+    """One vector a region, from the visible patches of its map.
+
+    A ViT for maps of one channel, without class token and final norm; its
+    tokens are averaged.
+
+    Args:
+        dims: D, width of a token, a multiple of 4.
+        depth: Number of blocks.
+        num_heads: Attention heads.
+        mlp_ratio: Hidden width of the MLPs over D.
+        img_size: Side or (height, width) that positions are made for.
+        patch_size: Side or (height, width) of a patch.
+    """
+
+    def __init__(
+        self,
+        dims: int,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float,
+        img_size: Size,
+        patch_size: Size,
+    ) -> None:
+        super().__init__()
+        self.patch_size = to_pair(patch_size)
+        self.grid = grid_of(img_size, patch_size)
+        self.patch_embed = PatchEmbed(1, dims, patch_size)
+        self.pos_embed = nn.Parameter(
+            sincos_positions(self.grid, dims), requires_grad=False
+        )
+        self.layers = nn.ModuleList(
+            Block(
+                dims,
+                SelfAttention(dims, num_heads),
+                int(dims * mlp_ratio),
+                NORM,
+            )
+            for _ in range(depth)
+        )
+
+    def forward(
+        self,
+        regions: torch.Tensor,
+        visible: torch.Tensor,
+        grid: tuple[int, int],
+    ) -> torch.Tensor:
+        """Encode maps.
+
+        Args:
+            regions: (B, R, H, W), bool or any number in [0, 1].
+            visible: (B, K) int64, the patches that are seen.
+            grid: (h, w) of the patches.
+
+        Returns:
+            (B, R, D)
+        """
+        batch, count = regions.shape[:2]
+        patches = take_region_patches(regions, visible, self.patch_size)
+        positions = resize_pos_embed(
+            self.pos_embed, self.grid, grid, num_extra_tokens=1
+        )
+        x = embed_patches(self.patch_embed, patches.to(positions.dtype) - 0.5)
+        x = x + take_tokens(positions[:, 1:], visible).unsqueeze(1)
+        x = x.flatten(0, 1)
+        for block in self.layers[:-1]:
+            x = block(x)
+        for block in self.layers[-1:]:
+            x = x + block.attn(block.ln1(x))
+            # The last linear layer of the mean, not the mean of its outputs.
+            hidden = block.ffn.layers[0](block.ln2(x)).mean(1, keepdim=True)
+            x = x.mean(1, keepdim=True) + block.ffn.layers[1](hidden)
+        return x.mean(1).unflatten(0, (batch, count))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of queries to a memory.
+
+    Args:
+        dims: D, width of both.
+        num_heads: Heads; D must be a multiple of it.
+    """
+
+    def __init__(self, dims: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(dims, dims)
+        self.kv = nn.Linear(dims, 2 * dims)
+        self.proj = nn.Linear(dims, dims)
+
+    def forward(
+        self, queries: torch.Tensor, memory: torch.Tensor
+    ) -> torch.Tensor:
+        """Queries (B, R, D), memory (B, N, D) -> (B, R, D)."""
+        q = self.q(queries).unflatten(-1, (self.num_heads, -1))
+        kv = self.kv(memory).unflatten(-1, (2, self.num_heads, -1))
+        k, v = kv.permute(2, 0, 3, 1, 4)
+        x = F.scaled_dot_product_attention(q.transpose(1, 2), k, v)
+        return self.proj(x.transpose(1, 2).flatten(2))
+
+
+class QueryBlock(nn.Module):
+    """Queries look at each other, then at the memory; then an MLP.
+
+    Args:
+        dims: D, width of queries and memory.
+        num_heads: Attention heads.
+        mlp_ratio: Hidden width of the MLP over D.
+    """
+
+    def __init__(self, dims: int, num_heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.ln1 = build_norm_layer(NORM, dims)
+        self.attn = SelfAttention(dims, num_heads)
+        self.ln2 = build_norm_layer(NORM, dims)
+        self.cross_attn = CrossAttention(dims, num_heads)
+        self.ln3 = build_norm_layer(NORM, dims)
+        self.ffn = FeedForward(dims, int(dims * mlp_ratio))
+
+    def forward(
+        self, queries: torch.Tensor, memory: torch.Tensor
+    ) -> torch.Tensor:
+        """Queries (B, R, D), memory (B, N, D) -> (B, R, D)."""
+        queries = queries + self.attn(self.ln1(queries))
+        queries = queries + self.cross_attn(self.ln2(queries), memory)
+        return queries + self.ffn(self.ln3(queries))
+
+
+class ExpansionBlock(nn.Module):
+    r"""Every query meets every memory token (section 3.2 of the paper).
+
+    After self-attention of the queries, each query :math:`q_r` is added to
+    each token :math:`m_t` of a linear map of the memory; the sum goes through
+    LayerNorm and an MLP of hidden width D, without a residual.
+
+    Its first linear layer is applied before there are pairs. A LayerNorm
+    subtracts means, which add up, and divides by a deviation, a number a
+    pair. With centred :math:`\bar q, \bar m`, scale :math:`\gamma` and shift
+    :math:`\beta`,
+
+    .. math::
+
+        W\,\mathrm{LN}(q_r + m_t) + b = \frac{W(\gamma \bar q_r)
+            + W(\gamma \bar m_t)}{\sqrt{\sigma_{rt}^2 + \epsilon}}
+            + W \beta + b,
+        \qquad D \sigma_{rt}^2 = \|\bar q_r\|^2 + \|\bar m_t\|^2
+            + 2\,\bar q_r \cdot \bar m_t.
+
+    Args:
+        dims: D, width of queries and memory.
+        num_heads: Attention heads.
+    """
+
+    def __init__(self, dims: int, num_heads: int) -> None:
+        super().__init__()
+        self.ln1 = build_norm_layer(NORM, dims)
+        self.attn = SelfAttention(dims, num_heads)
+        self.memory = nn.Linear(dims, dims)
+        self.ln2 = build_norm_layer(NORM, dims)
+        self.ffn = FeedForward(dims, dims)
+
+    def forward(
+        self, queries: torch.Tensor, memory: torch.Tensor
+    ) -> torch.Tensor:
+        """Queries (B, R, D), memory (B, N, D) -> (B, R, N, D)."""
+        queries = queries + self.attn(self.ln1(queries))
+        (linear, act, drop), *rest = self.ffn.layers
+        x = pairwise_linear(queries, self.memory(memory), self.ln2, linear)
+        x = drop(act(x))
+        for layer in rest:
+            x = layer(x)
+        return x
+
+
+def pairwise_linear(
+    queries: torch.Tensor,
+    memory: torch.Tensor,
+    norm: nn.LayerNorm,
+    linear: nn.Linear,
+) -> torch.Tensor:
+    """``linear(norm(q_r + m_t))`` of all pairs, see :class:`ExpansionBlock`.
+
+    Args:
+        queries: (B, R, D).
+        memory: (B, N, D).
+
+    Returns:
+        (B, R, N, outputs of ``linear``)
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        queries, memory = queries.float(), memory.float()
+        queries = queries - queries.mean(-1, keepdim=True)
+        memory = memory - memory.mean(-1, keepdim=True)
+        squares = (
+            queries.square().sum(-1).unsqueeze(2)
+            + memory.square().sum(-1).unsqueeze(1)
+            + 2 * queries @ memory.transpose(1, 2)
+        )
+        # Rounding may leave less than nothing where m_t is almost -q_r.
+        variance = squares.clamp(min=0) / queries.shape[-1]
+        inverse = (variance + norm.eps).rsqrt().unsqueeze(-1)
+        weight = linear.weight * norm.weight
+        shift = F.linear(norm.bias, linear.weight, linear.bias)
+    by_query = F.linear(queries, weight).unsqueeze(2)
+    by_token = F.linear(memory, weight).unsqueeze(1)
+    kind = by_query.dtype
+    return torch.addcmul(shift.to(kind), by_query + by_token, inverse.to(kind))
+
+
+@MODELS.register_module()
+class RMAERegionBranch(BaseModule):
+    """Region encoder, image memory and query decoder of R-MAE.
+
+    Args:
+        embed_dims: Width of the pixel encoder's tokens.
+        img_size: Side or (height, width) that positions are made for.
+        patch_size: Side or (height, width) of a patch.
+        enc_dims, enc_depth, enc_heads: Width, blocks and heads of the region
+            encoder.
+        dec_dims, dec_depth, dec_heads: Width, blocks and heads of the query
+            decoder; the last of its blocks is the expansion.
+        cross_layers: Blocks that make the image memory, of ``dec_dims`` and
+            ``dec_heads``.
+        mlp_ratio: Hidden width of the MLPs over their width.
+        bg_loss_weight: Weight of pixels outside their region (target 0); the
+            mean is not divided by it.
+        init_cfg: See MMEngine's ``BaseModule``.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        img_size: Size = 224,
+        patch_size: Size = 16,
+        enc_dims: int = 128,
+        enc_depth: int = 1,
+        enc_heads: int = 8,
+        dec_dims: int = 128,
+        dec_depth: int = 1,
+        dec_heads: int = 8,
+        cross_layers: int = 8,
+        mlp_ratio: float = 4.0,
+        bg_loss_weight: float = 1.0,
+        init_cfg: dict | list | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        if dec_depth < 1:
+            raise InputError(
+                f'dec_depth is {dec_depth}; expected at least 1, the '
+                'expansion block'
+            )
+        self.patch_size = to_pair(patch_size)
+        self.bg_loss_weight = bg_loss_weight
+        self.encoder = RegionEncoder(
+            enc_dims, enc_depth, enc_heads, mlp_ratio, img_size, patch_size
+        )
+        self.memory = FillingDecoder(
+            embed_dims,
+            dec_dims,
+            cross_layers,
+            dec_heads,
+            mlp_ratio,
+            img_size,
+            patch_size,
+        )
+        self.to_query = nn.Sequential(
+            build_norm_layer(NORM, enc_dims), nn.Linear(enc_dims, dec_dims)
+        )
+        self.layers = nn.ModuleList(
+            QueryBlock(dec_dims, dec_heads, mlp_ratio)
+            for _ in range(dec_depth - 1)
+        )
+        self.expansion = ExpansionBlock(dec_dims, dec_heads)
+        ph, pw = self.patch_size
+        self.pred = nn.Linear(dec_dims, ph * pw)
+
+    def init_weights(self) -> None:
+        """Xavier everywhere and a normal token; then ``init_cfg``, if any."""
+        if not self.is_init:
+            with torch.no_grad():
+                init_as_mae(self)
+        super().init_weights()
+
+    def forward(
+        self,
+        latent: torch.Tensor,
+        regions: torch.Tensor,
+        ids: torch.Tensor,
+        grid: tuple[int, int],
+        keep: int,
+        first: int = 0,
+    ) -> torch.Tensor:
+        """Predict the maps' patches ``ids[:, first:]``, in this order.
+
+        Args:
+            latent: (B, 1 + K, embed_dims), class token and the patches
+                ``ids[:, :K]`` of the pixel encoder.
+            regions: (B, R, H, W), bool or any number in [0, 1].
+            ids: (B, L) int64, a permutation of the patches.
+            grid: (h, w) with h * w = L.
+            keep: The region encoder sees the patches ``ids[:, :keep]``.
+            first: Where in ``ids`` the wanted patches begin.
+
+        Returns:
+            Logits (B, R, L - first, ph * pw), values ordered (row, column).
+        """
+        queries = self.to_query(self.encoder(regions, ids[:, :keep], grid))
+        # Without blocks that look at the whole memory, part of it will do.
+        start = 0 if self.layers else 1 + first
+        memory = self.memory.fill(latent, ids, grid, start)
+        for block in self.layers:
+            queries = block(queries, memory)
+        pairs = self.expansion(queries, memory[:, 1 + first - start :])
+        return self.pred(F.gelu(pairs))
+
+    def loss(
+        self, logits: torch.Tensor, regions: torch.Tensor, ids: torch.Tensor
+    ) -> torch.Tensor:
+        """Mean binary cross entropy of the hidden patches, a scalar.
+
+        Args:
+            logits: (B, R, K, ph * pw).
+            regions: (B, R, H, W), bool or any number in [0, 1].
+            ids: (B, K) int64, the hidden patches.
+        """
+        target = take_region_patches(regions, ids, self.patch_size)
+        logits, target = logits.float(), target.float()
+        weight = None
+        if self.bg_loss_weight != 1.0:
+            weight = torch.where(target == 0, self.bg_loss_weight, 1.0)
+        return F.binary_cross_entropy_with_logits(logits, target, weight)
+
+
+@MODELS.register_module()
+class RMAE(BaseSelfSupervisor):
+    """R-MAE pretraining.
+
+    Data samples carry ``regions``, bool or numbers in [0, 1], (R, H, W) of
+    the size of the image. They may carry ``shuffle_ids``, int64 (L,), a
+    permutation of the patches (row-major over the grid) of which the first
+    ``int(L * (1 - mask_ratio))`` are shown to the pixel encoder and the first
+    ``int(L * (1 - region_mask_ratio))`` to the region encoder. Where the
+    samples have none, permutations are drawn on the model's device.
+
+    Args:
+        backbone: :class:`RMAEViT`, with ``out_type='raw'``.
+        neck: :class:`RMAENeck`; None to learn from regions alone.
+        head: :class:`RMAEHead`; None where there is no neck.
+        region_branch: :class:`RMAERegionBranch`; not built where
+            ``num_regions`` is 0.
+        num_regions: R, regions of an image; 0 for MAE, which reads no
+            ``regions``.
+        mask_ratio: Share of patches hidden from the pixel encoder, in (0, 1).
+        region_mask_ratio: Share hidden from the region encoder, in (0, 1).
+        pixel_loss_weight, region_loss_weight: Factors of the two losses.
+        data_preprocessor: Default MMPretrain's ``SelfSupDataPreprocessor``.
+        init_cfg: See MMEngine's ``BaseModule``.
+    """
+
+    def __init__(
+        self,
+        backbone: dict,
+        neck: dict | None = None,
+        head: dict | None = None,
+        region_branch: dict | None = None,
+        num_regions: int = 8,
+        mask_ratio: float = 0.75,
+        region_mask_ratio: float = 0.75,
+        pixel_loss_weight: float = 1.0,
+        region_loss_weight: float = 1.0,
+        data_preprocessor: dict | nn.Module | None = None,
+        init_cfg: dict | list | None = None,
+    ) -> None:
+        if not isinstance(data_preprocessor, nn.Module):
+            # By its full name, found whatever framework the config is for.
+            data_preprocessor = dict(
+                dict(type='mmpretrain.SelfSupDataPreprocessor'),
+                **(data_preprocessor or {}),
+            )
+        super().__init__(
+            backbone=backbone,
+            neck=neck,
+            head=head,
+            data_preprocessor=data_preprocessor,
+            init_cfg=init_cfg,
+        )
+        ratios = dict(
+            mask_ratio=mask_ratio, region_mask_ratio=region_mask_ratio
+        )
+        for name, ratio in ratios.items():
+            if not 0.0 < ratio < 1.0:
+                raise InputError(
+                    f'{name} is {ratio}; expected a number strictly between '
+                    '0 and 1: the share of patches that is hidden'
+                )
+        if num_regions < 0:
+            raise InputError(
+                f'num_regions is {num_regions}; expected 0 (MAE) or more'
+            )
+        if (neck is None) != (head is None):
+            raise InputError(
+                f'neck is {neck} and head is {head}; expected both (pixel '
+                'branch) or none (regions alone)'
+            )
+        if num_regions and region_branch is None:
+            raise InputError(
+                f'num_regions is {num_regions}, but region_branch is None; '
+                'give its config, or set num_regions=0 for MAE'
+            )
+        if neck is None and not num_regions:
+            raise InputError(
+                'num_regions is 0 and there is no neck: nothing to learn '
+                'from. Expected regions, a pixel branch (neck and head) or '
+                'both.'
+            )
+        if self.backbone.out_type != 'raw':
+            raise InputError(
+                f'backbone.out_type is {self.backbone.out_type!r}; expected '
+                "'raw', since the decoders want all tokens"
+            )
+        self.num_regions = num_regions
+        self.mask_ratio = mask_ratio
+        self.region_mask_ratio = region_mask_ratio
+        self.pixel_loss_weight = pixel_loss_weight
+        self.region_loss_weight = region_loss_weight
+        self.region_branch = None
+        if num_regions:
+            if not isinstance(region_branch, nn.Module):
+                region_branch = MODELS.build(region_branch)
+            self.region_branch = region_branch
+
+    def loss(
+        self,
+        inputs: torch.Tensor,
+        data_samples: list[DataSample] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """One training step's losses, weighted.
+
+        Args:
+            inputs: (B, C, H, W), normalised images.
+            data_samples: B samples with ``regions`` and, or without,
+                ``shuffle_ids``.
+
+        Returns:
+            ``dict(loss_pixel=scalar, loss_region=scalar)``, float32; that of
+            an absent branch is 0.
+        """
+        ids, grid = self.shuffle_ids(inputs, data_samples)
+        keep, keep_regions = self.num_visible(grid)
+        latent = self.encode(inputs, ids[:, :keep])
+        loss_pixel = loss_region = latent.new_zeros((), dtype=torch.float32)
+        if self.with_neck:
+            pred = self.neck(latent, ids, grid, keep)
+            loss_pixel = self.head.loss(pred, inputs, ids[:, keep:])
+        if self.num_regions:
+            regions = self.regions(inputs, data_samples)
+            logits = self.region_branch(
+                latent, regions, ids, grid, keep_regions, keep_regions
+            )
+            loss_region = self.region_branch.loss(
+                logits, regions, ids[:, keep_regions:]
+            )
+        return dict(
+            loss_pixel=self.pixel_loss_weight * loss_pixel,
+            loss_region=self.region_loss_weight * loss_region,
+        )
+
+    def encode(
+        self, inputs: torch.Tensor, visible: torch.Tensor
+    ) -> torch.Tensor:
+        """Tokens of the visible patches.
+
+        Args:
+            inputs: (B, C, H, W).
+            visible: (B, K) int64.
+
+        Returns:
+            (B, 1 + K, D), class token first.
+        """
+        return self.backbone(inputs, visible)[-1]
+
+    def predict(
+        self,
+        inputs: torch.Tensor,
+        data_samples: list[DataSample] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Predictions for all patches, visible ones too.
+
+        Args:
+            inputs: (B, C, H, W), normalised images.
+            data_samples: As for :meth:`loss`.
+
+        Returns:
+            dict, row-major over the grid: ``mask`` and ``region_mask`` (B, L)
+            bool, True where a patch was hidden from the pixel and the region
+            encoder; with a pixel branch ``pixels`` (B, L, ph * pw * C), see
+            :meth:`RMAEHead.to_pixels`; with regions ``regions``, logits
+            (B, R, L, ph * pw).
+        """
+        ids, grid = self.shuffle_ids(inputs, data_samples)
+        keep, keep_regions = self.num_visible(grid)
+        latent = self.encode(inputs, ids[:, :keep])
+        rank = ids.argsort(dim=1)
+        result = dict(mask=rank >= keep, region_mask=rank >= keep_regions)
+        if self.with_neck:
+            pred = self.neck(latent, ids, grid)
+            result['pixels'] = restore_order(pred, ids)
+        if self.num_regions:
+            regions = self.regions(inputs, data_samples)
+            logits = self.region_branch(
+                latent, regions, ids, grid, keep_regions
+            )
+            repeated = ids.repeat_interleave(self.num_regions, dim=0)
+            logits = restore_order(logits.flatten(0, 1), repeated)
+            result['regions'] = logits.unflatten(0, (-1, self.num_regions))
+        return result
+
+    def num_visible(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """Patches that the pixel and the region encoder see.
+
+        Raises:
+            InputError: A ratio shows nothing of this grid, or hides nothing.
+        """
+        length = grid[0] * grid[1]
+        counts = []
+        for name in ('mask_ratio', 'region_mask_ratio'):
+            ratio = getattr(self, name)
+            counts.append(int(length * (1 - ratio)))
+            if not 0 < counts[-1] < length:
+                raise InputError(
+                    f'{name} {ratio} of {length} patches shows '
+                    f'{counts[-1]} of them; expected 1 to {length - 1}. Use '
+                    'another ratio or larger images.'
+                )
+        return counts[0], counts[1]
+
+    def shuffle_ids(
+        self, inputs: torch.Tensor, data_samples: list[DataSample] | None
+    ) -> tuple[torch.Tensor, tuple[int, int]]:
+        """The data samples' permutations, or new ones.
+
+        Returns:
+            ids (B, L) int64, and the grid (h, w) of the patches.
+        """
+        grid = grid_of(tuple(inputs.shape[-2:]), self.backbone.patch_size)
+        batch, length = len(inputs), grid[0] * grid[1]
+        given = [s for s in data_samples or () if 'shuffle_ids' in s]
+        if not given:
+            return random_permutations(batch, length, inputs.device), grid
+        if len(given) != batch:
+            raise InputError(
+                f'of {batch} data samples {len(given)} carry `shuffle_ids`; '
+                'expected it on all of them, or on none'
+            )
+        shapes = {tuple(s.shuffle_ids.shape) for s in given}
+        if shapes != {(length,)}:
+            raise InputError(
+                f'`shuffle_ids` has shapes {sorted(shapes)}; expected '
+                f'({length},), a permutation of the patches of images of '
+                f'{tuple(inputs.shape[2:])}'
+            )
+        ids = torch.stack([s.shuffle_ids for s in given])
+        return ids.to(inputs.device, torch.int64), grid
+
+    def regions(
+        self, inputs: torch.Tensor, data_samples: list[DataSample] | None
+    ) -> torch.Tensor:
+        """The data samples' region maps.
+
+        Returns:
+            (B, R, H, W), in the samples' type.
+        """
+        batch, size = len(inputs), tuple(inputs.shape[2:])
+        given = [s.regions for s in data_samples or () if 'regions' in s]
+        advice = (
+            f'expected `regions` of shape {(self.num_regions, *size)} on '
+            'each: num_regions maps of the size of the image. Load them with '
+            'the pipeline of configs/rmae, or set num_regions=0 for MAE.'
+        )
+        if len(given) != batch:
+            raise InputError(
+                f'of {batch} data samples {len(given)} carry `regions`; '
+                f'{advice}'
+            )
+        shapes = sorted({tuple(r.shape) for r in given})
+        if shapes != [(self.num_regions, *size)]:
+            raise InputError(f'`regions` has shapes {shapes}; {advice}')
+        return torch.stack(given).to(inputs.device)
