@@ -1,7 +1,17 @@
 """Datasets and the steps of their pipelines."""
 
+from .region_datasets import CocoRegionDataset, RegionDataset, RegionZip
 from .transforms import LoadImage, SampleSketch
 from .zip_images import ImageZip, ZipReader
 from .zip_map import ImageZipMap
 
-__all__ = ['ImageZip', 'ImageZipMap', 'LoadImage', 'SampleSketch', 'ZipReader']
+__all__ = [
+    'CocoRegionDataset',
+    'ImageZip',
+    'ImageZipMap',
+    'LoadImage',
+    'RegionDataset',
+    'RegionZip',
+    'SampleSketch',
+    'ZipReader',
+]

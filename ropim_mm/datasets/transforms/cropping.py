@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mmcv
 import numpy as np
 from mmpretrain.datasets.transforms import (
@@ -24,7 +26,7 @@ class RandomResizedCrop(PretrainRandomResizedCrop):
     """
 
     def transform(self, results: dict) -> dict:
-        """Crop and resize ``img``, (H, W, 3) uint8, and set ``img_shape``."""
+        """Crop and resize ``img``, and ``gt_seg_map`` where there is one."""
         img = results['img']
         top, left, height, width = self.rand_crop_params(img)
         crop = img[top : top + height, left : left + width]
@@ -41,4 +43,28 @@ class RandomResizedCrop(PretrainRandomResizedCrop):
             crop = np.ascontiguousarray(crop[..., ::-1])
         results['img'] = crop
         results['img_shape'] = crop.shape
+        if results.get('gt_seg_map') is not None:
+            results['gt_seg_map'] = resize_labels(
+                results['gt_seg_map'][top : top + height, left : left + width],
+                self.scale,
+            )
         return results
+
+
+def resize_labels(labels: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Resize to the nearest label.
+
+    Args:
+        labels: (H, W) or (H, W, K).
+        shape: Height and width of the result.
+
+    Returns:
+        The same type, (height, width) or (height, width, K). The label at
+        row i is that of row ``floor((i + 1/2) * H / height)``, and so on.
+    """
+    rows, columns = (
+        (2 * np.arange(new) + 1) * old // (2 * new)
+        for old, new in zip(labels.shape, shape, strict=False)
+    )
+    # Rows first: they are copied as wholes.
+    return labels[rows].take(columns, axis=1)
