@@ -11,13 +11,22 @@ train_dataloader = dict(
                 type='ropim_mm.RegionDataset',
                 data_root='data/coco/',
                 data_prefix=dict(
-                    img_path=f'{split}2017', region_path=f'fh_{split}2017'
+                    img_path='train2017', region_path='fh_train2017'
                 ),
                 with_label=False,
                 on_missing='raise',
                 pipeline=_base_.train_pipeline,
-            )
-            for split in ('train', 'unlabeled')
+            ),
+            dict(
+                type='ropim_mm.RegionDataset',
+                data_root='data/coco/',
+                data_prefix=dict(
+                    img_path='unlabeled2017', region_path='fh_unlabeled2017'
+                ),
+                with_label=False,
+                on_missing='raise',
+                pipeline=_base_.train_pipeline,
+            ),
         ],
     )
 )
