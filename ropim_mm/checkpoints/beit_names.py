@@ -1,8 +1,9 @@
 """What files say about BEiT-style encoders, and how they name it.
 
 Names: those of BEiT, timm and ROPIM, and ours, which are MMPretrain's. The
-correspondence is one to one. Sizes: the architectures that have a name, and
-the grid behind a relative position bias table.
+correspondence is one to one, and where plain ViTs have the same parts, timm
+and MMPretrain name these the same way. Sizes: the architectures that have a
+name, and the grid behind a relative position bias table.
 """
 
 import re
@@ -51,6 +52,7 @@ _IN_BLOCK = {
     'attn.q_bias': 'attn.q_bias',
     'attn.v_bias': 'attn.v_bias',
     'attn.qkv.weight': 'attn.qkv.weight',
+    'attn.qkv.bias': 'attn.qkv.bias',
     'attn.proj.weight': 'attn.proj.weight',
     'attn.proj.bias': 'attn.proj.bias',
     'attn.relative_position_bias_table': 'attn.relative_position_bias_table',

@@ -8,15 +8,30 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..errors import InputError
 from ..version import __version__
-from .beit_names import ARCHS, grid_of_table, to_beit
+from .beit_names import to_beit
 from .coverage import find_state_dict
-from .official import CONVERTERS, convert_state_dict, dropped_names
+from .encoders import (
+    BEIT,
+    INDEX,
+    IRPE,
+    PLAIN,
+    TABLE,
+    EncoderShape,
+    encoder_shape,
+)
+from .official import (
+    CONVERTERS,
+    PAIRED,
+    convert_state_dict,
+    dropped_names,
+)
 from .reading import CheckpointError, read_checkpoint
 from .writing import check_destination, write_atomically
 
 BACKBONE = 'backbone.'
+# Before the names of a model's momentum copy.
+MOMENTUM = 'momentum.'
 FORMATS = ('mm', 'timm', 'safetensors')
 
 LICENCE_NOTICE = (
@@ -24,31 +39,6 @@ LICENCE_NOTICE = (
     'forbid commercial use; converting them does not change it. Only the code '
     'of ropim_mm is under Apache-2.0.'
 )
-
-_TABLE = 'relative_position_bias_table'
-_INDEX = 'relative_position_index'
-
-
-@dataclass(frozen=True)
-class EncoderShape:
-    """What the tensors of a BEiT-style encoder say about it.
-
-    Attributes:
-        arch: Name of the architecture, or its numbers.
-        patch_size: (height, width) of a patch.
-        grid: (h, w) of the relative position tables, None without tables.
-    """
-
-    arch: str
-    patch_size: tuple[int, int]
-    grid: tuple[int, int] | None
-
-    def __str__(self) -> str:
-        def size(pair: tuple[int, int]) -> str:
-            return f'{pair[0]}x{pair[1]}'
-
-        grid = 'unknown' if self.grid is None else size(self.grid)
-        return f'arch {self.arch}, patch {size(self.patch_size)}, grid {grid}'
 
 
 @dataclass(frozen=True)
@@ -62,6 +52,7 @@ class Summary:
         kind: 'pretraining' or 'fine-tuned'.
         shape: What the encoder is.
         dropped: Released names that have no place in this project's models.
+        notes: Remarks on what was chosen.
     """
 
     destination: str
@@ -70,62 +61,32 @@ class Summary:
     kind: str
     shape: EncoderShape
     dropped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        text = (
+        lines = [
             f'{self.destination}: {self.tensors} tensors, '
-            f'{self.parameters:,} parameters, {self.kind}, {self.shape}'
-        )
+            f'{self.parameters:,} parameters, {self.kind}, {self.shape}',
+            *self.notes,
+        ]
         if self.dropped:
-            text += f'. Dropped, of no use here: {", ".join(self.dropped)}'
-        return text
-
-
-def encoder_shape(weights: Mapping[str, Tensor]) -> EncoderShape:
-    """Reads architecture, patch and grid from an encoder's tensors.
-
-    Args:
-        weights: Our names, without ``backbone.``.
-
-    Returns:
-        EncoderShape: The grid of a table without its index is taken to be
-        square.
-    """
-    projection = weights['patch_embed.projection.weight']
-    layers = {n.split('.')[1] for n in weights if n.startswith('layers.')}
-    tables = [name for name in weights if name.endswith(_TABLE)]
-    width, depth = projection.shape[0], len(layers)
-    heads = weights[tables[0]].shape[1] if tables else None
-    names = [n for n, a in ARCHS.items() if a[:3] == (width, depth, heads)]
-    if names:
-        name = names[0]
-    else:
-        name = f'{width} wide, {depth} blocks'
-        name += f', {heads} heads' if heads else ''
-    grid = None
-    if tables:
-        rows = weights[tables[0]].shape[0]
-        index = weights.get(tables[0].replace(_TABLE, _INDEX))
-        grid = _grid(rows, index)
-    return EncoderShape(name, tuple(projection.shape[2:]), grid)
-
-
-def _grid(rows: int, index: Tensor | None) -> tuple[int, int] | None:
-    try:
-        return grid_of_table(rows, index)
-    except InputError:  # not square, and the file does not say what else
-        return None
+            lines.append(f'Dropped, of no use here: {", ".join(self.dropped)}')
+        return '\n  '.join(lines)
 
 
 def _count(weights: Mapping[str, Tensor]) -> int:
-    return sum(t.numel() for n, t in weights.items() if not n.endswith(_INDEX))
+    return sum(t.numel() for n, t in weights.items() if not n.endswith(INDEX))
 
 
 def _kind(weights: Mapping[str, Tensor]) -> str:
-    """A pretraining model has one table for all blocks or a decoder."""
-    shared = f'{BACKBONE}rel_pos_bias.{_TABLE}' in weights
-    decoder = any(name.startswith('neck.') for name in weights)
-    return 'pretraining' if shared or decoder else 'fine-tuned'
+    """A fine-tuned model has a classifier, a norm after pooling or tables in
+    each block; a pretraining model none of them."""
+    tuned = any(
+        name.startswith(('head.', f'{BACKBONE}ln2.'))
+        or name.endswith(f'.attn.{TABLE}')
+        for name in weights
+    )
+    return 'fine-tuned' if tuned else 'pretraining'
 
 
 def convert_official(
@@ -133,6 +94,7 @@ def convert_official(
     src: str | os.PathLike,
     dst: str | os.PathLike,
     *,
+    momentum: str | os.PathLike | None = None,
     force: bool = False,
     trust: bool = False,
 ) -> Summary:
@@ -140,8 +102,12 @@ def convert_official(
 
     Args:
         method: 'ropim', ...; a key of ``official.CONVERTERS``.
-        src: The released file, of pretraining or fine-tuning.
+        src: The released file, of pretraining or fine-tuning. Where a method
+            releases student and momentum copy in two files, either; the
+            other one is looked for beside it.
         dst: The file to write: ``dict(meta=..., state_dict=...)``.
+        momentum: The file of the momentum copy, where it cannot be found by
+            its name; ``src`` is the student's then.
         force: Replace ``dst`` if it exists.
         trust: Unpickle ``src`` even if that runs code from it.
 
@@ -149,24 +115,41 @@ def convert_official(
         Summary: What was written.
 
     Raises:
-        CheckpointError: The method is unknown, ``src`` is not one of its
-            released files, or ``dst`` exists.
+        CheckpointError: The method is unknown or has no momentum copy,
+            ``src`` is not one of its released files, or ``dst`` exists.
         MissingCheckpointError: There is no ``src``.
     """
     if method not in CONVERTERS:
         convert_state_dict(method, {})  # raises, naming those there are
+    if momentum is not None and method not in PAIRED:
+        raise CheckpointError(
+            f'--momentum {os.fspath(momentum)}: {method} has no momentum '
+            f'copy. Expected it with one of {", ".join(PAIRED)} only.'
+        )
     src, dst = os.fspath(src), os.fspath(dst)
     check_destination(dst, force)
-    released = find_state_dict(read_checkpoint(src, trust=trust), src)
-    try:
-        weights = convert_state_dict(method, released)
-    except CheckpointError as error:
-        raise CheckpointError(f'{src}: {error}') from error
+    files, notes = [src], ()
+    if momentum is not None:
+        files.append(os.fspath(momentum))
+    elif method in PAIRED:
+        files = [f for f in PAIRED[method].find_pair(src) if f is not None]
+    weights, dropped = _converted(method, files[0], trust)
+    if method in PAIRED:
+        copy = None
+        if len(files) == 2:
+            copy = _converted(method, files[1], trust)[0]
+        alone, student = set(weights), weights
+        try:
+            weights = PAIRED[method].join(student, copy)
+        except CheckpointError as error:
+            raise CheckpointError(f'{" and ".join(files)}: {error}') from error
+        if set(weights) != alone:
+            notes = (_origin_of_copy(files),)
     encoder = _encoder(weights, src)
     kind = _kind(weights)
     meta = dict(
         ropim_mm_version=__version__,
-        converted_from=os.path.basename(src),
+        converted_from=', '.join(map(os.path.basename, files)),
         method=method,
         kind=kind,
         licence=LICENCE_NOTICE,
@@ -179,7 +162,29 @@ def convert_official(
         _count(weights),
         kind,
         encoder_shape(encoder),
-        tuple(dropped_names(method, released)),
+        tuple(dropped),
+        notes,
+    )
+
+
+def _converted(
+    method: str, src: str, trust: bool
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights of a released file, and the names of those left out."""
+    released = find_state_dict(read_checkpoint(src, trust=trust), src)
+    try:
+        weights = convert_state_dict(method, released)
+    except CheckpointError as error:
+        raise CheckpointError(f'{src}: {error}') from error
+    return weights, dropped_names(method, released)
+
+
+def _origin_of_copy(files: list[str]) -> str:
+    if len(files) == 2:
+        return f'Student from {files[0]}, momentum copy from {files[1]}'
+    return (
+        f'Student and momentum copy are both from {files[0]}: the other file '
+        'is not beside it (--momentum FILE names it)'
     )
 
 
@@ -188,6 +193,7 @@ def extract_backbone(
     dst: str | os.PathLike,
     format: str = 'mm',
     *,
+    student: bool = False,
     force: bool = False,
     trust: bool = False,
 ) -> Summary:
@@ -198,11 +204,14 @@ def extract_backbone(
             names), pretrained or fine-tuned.
         dst: The file to write.
         format: 'mm': ``dict(meta=..., state_dict=...)`` with MMPretrain's
-            names of ``BEiTViT`` under ``backbone.``, since MMEngine's
-            ``Pretrained(prefix='backbone.')`` insists on it; 'safetensors':
-            the same names in a safetensors file; 'timm': the names of timm's
-            ``Beit``, a plain state dict, with a shared table copied to every
-            block as timm's models have it.
+            names of ``BEiTViT`` or ``VisionTransformer`` under ``backbone.``,
+            since MMEngine's ``Pretrained(prefix='backbone.')`` insists on it;
+            'safetensors': the same names in a safetensors file; 'timm': the
+            names of timm's ``Beit`` or ``VisionTransformer``, a plain state
+            dict, with a shared table copied to every block as timm's models
+            have it.
+        student: Of a checkpoint with a momentum copy (ConMIM's) write the
+            student. By default the copy, which the release fine-tunes.
         force: Replace ``dst`` if it exists.
         trust: Unpickle ``src`` even if that runs code from it.
 
@@ -211,7 +220,8 @@ def extract_backbone(
 
     Raises:
         CheckpointError: ``src`` has no encoder under ``backbone.``, one that
-            the format has no names for, or ``dst`` exists.
+            the format has no names for, no momentum copy to choose against,
+            or ``dst`` exists.
         MissingCheckpointError: There is no ``src``.
     """
     if format not in FORMATS:
@@ -221,14 +231,17 @@ def extract_backbone(
     src, dst = os.fspath(src), os.fspath(dst)
     check_destination(dst, force)
     weights = find_state_dict(read_checkpoint(src, trust=trust), src)
-    encoder = _encoder(weights, src)
+    prefix, notes = _which_encoder(weights, src, student)
+    encoder = _encoder(weights, src, prefix)
     shape = encoder_shape(encoder)
     meta = dict(
-        ropim_mm_version=__version__, extracted_from=os.path.basename(src)
+        ropim_mm_version=__version__,
+        extracted_from=os.path.basename(src),
+        extracted_prefix=prefix,
     )
     written = {BACKBONE + name: tensor for name, tensor in encoder.items()}
     if format == 'timm':
-        written = _to_timm(encoder, src)
+        written = _to_timm(encoder, shape.family, src)
         write_atomically(dst, partial(torch.save, _plain(written)), force)
     elif format == 'safetensors':
         content = _safetensors(written, {'format': 'pt', **meta})
@@ -236,7 +249,29 @@ def extract_backbone(
     else:
         content = dict(meta=meta, state_dict=_plain(written))
         write_atomically(dst, partial(torch.save, content), force)
-    return Summary(dst, len(written), _count(written), _kind(weights), shape)
+    return Summary(
+        dst, len(written), _count(written), _kind(weights), shape, notes=notes
+    )
+
+
+def _which_encoder(
+    weights: Mapping[str, Tensor], src: str, student: bool
+) -> tuple[str, tuple[str, ...]]:
+    """The prefix of the encoder to write, and a remark where there are two."""
+    copy = MOMENTUM + BACKBONE
+    if not any(name.startswith(copy) for name in weights):
+        if student:
+            raise CheckpointError(
+                f'--student: {src} has no momentum copy ({copy}*) to choose '
+                'the student against. Leave the option out.'
+            )
+        return BACKBONE, ()
+    if student:
+        return BACKBONE, (f'This is the student ({BACKBONE}*)',)
+    return copy, (
+        f'This is the momentum copy ({copy}*), which fine-tuning starts '
+        f'from; --student takes the student ({BACKBONE}*)',
+    )
 
 
 def _plain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -247,43 +282,59 @@ def _plain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {n: t.detach().cpu().clone() for n, t in weights.items()}
 
 
-def _encoder(weights: Mapping[str, Tensor], src: str) -> dict[str, Tensor]:
+def _encoder(
+    weights: Mapping[str, Tensor], src: str, prefix: str = BACKBONE
+) -> dict[str, Tensor]:
     encoder = {
-        name[len(BACKBONE) :]: tensor
+        name[len(prefix) :]: tensor
         for name, tensor in weights.items()
-        if name.startswith(BACKBONE)
+        if name.startswith(prefix)
     }
     if 'patch_embed.projection.weight' in encoder:
         return encoder
     found = sorted({name.split('.', 1)[0] + '.' for name in weights})
     raise CheckpointError(
-        f'{src} has no encoder: there is no {BACKBONE}patch_embed.projection.'
+        f'{src} has no encoder: there is no {prefix}patch_embed.projection.'
         f'weight. Found names that begin with {", ".join(found[:8])}. Give a '
         'checkpoint of this project; convert a released file first with '
         'tools/model_converters/official_to_mm.py.'
     )
 
 
-def _to_timm(encoder: Mapping[str, Tensor], src: str) -> dict[str, Tensor]:
+def _to_timm(
+    encoder: Mapping[str, Tensor], family: str, src: str
+) -> dict[str, Tensor]:
+    """timm's names; those of its Beit and its VisionTransformer agree."""
+    if family == IRPE:
+        raise CheckpointError(
+            f'{src} has an encoder with contextual relative positions '
+            "(layers.N.attn.rpe_k), as LoMaR's. timm has no such attention, "
+            'and without it the features would be others. Use --format mm or '
+            'safetensors, and ropim_mm.LoMaRViT.'
+        )
+    model, alien = {
+        BEIT: ("timm's Beit", 'attn.qkv.bias'),
+        PLAIN: ("timm's VisionTransformer", None),
+    }[family]
     named, unknown = {}, []
     for name, tensor in encoder.items():
         other = to_beit(name)
-        if other is None:
+        if other is None or (alien and name.endswith(alien)):
             unknown.append(name)
-        # timm computes the indices, and its Beit has no mask token.
-        elif not name.endswith(_INDEX) and name != 'mask_token':
+        # timm computes the indices, and its models have no mask token.
+        elif not name.endswith(INDEX) and name != 'mask_token':
             named[other] = tensor
     if unknown:
         raise CheckpointError(
-            f"{src}: timm's Beit has no tensors for {', '.join(unknown)}. "
-            "Expected a BEiT-style encoder, as ROPIM's; use --format mm or "
-            'safetensors.'
+            f'{src}: {model} has no tensors for {", ".join(unknown)}. '
+            'Expected an encoder of one of the methods of this project; use '
+            '--format mm or safetensors.'
         )
-    shared = named.pop(f'rel_pos_bias.{_TABLE}', None)
+    shared = named.pop(f'rel_pos_bias.{TABLE}', None)
     if shared is not None:
         depth = len({n.split('.')[1] for n in named if 'blocks.' in n})
         for i in range(depth):
-            named[f'blocks.{i}.attn.{_TABLE}'] = shared
+            named[f'blocks.{i}.attn.{TABLE}'] = shared
     return named
 
 

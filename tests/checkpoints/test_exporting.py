@@ -1,10 +1,13 @@
 """Released files in, encoders out."""
 
 import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+import tiny_models
 from ropim_mm.checkpoints import (
     CheckpointError,
     CoverageError,
@@ -12,11 +15,8 @@ from ropim_mm.checkpoints import (
     load_weights,
     read_checkpoint,
 )
-from ropim_mm.checkpoints.exporting import (
-    convert_official,
-    encoder_shape,
-    extract_backbone,
-)
+from ropim_mm.checkpoints.encoders import BEIT, IRPE, PLAIN, encoder_shape
+from ropim_mm.checkpoints.exporting import convert_official, extract_backbone
 from ropim_mm.models import ROPIMViT
 
 
@@ -50,8 +50,8 @@ def test_converts_without_yacs(official, tmp_path, released):
     target = tmp_path / 'mm.pth'
     summary = convert_official('ropim', official, target)
     assert str(summary) == (
-        f'{target}: 54 tensors, 88,464 parameters, pretraining, arch 32 '
-        'wide, 3 blocks, 4 heads, patch 16x16, grid 4x4'
+        f'{target}: 54 tensors, 88,464 parameters, pretraining, BEiT-style, '
+        'arch 32 wide, 3 blocks, 4 heads, patch 16x16, grid 4x4'
     )
     written = torch.load(target, weights_only=True)
     assert written['meta']['converted_from'] == 'ckpt_epoch_299.pth'
@@ -182,15 +182,207 @@ def test_timm_gives_the_same_features(released, tmp_path, arch, stage):
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_timm_names_only_beit_style_encoders(pretrained, tmp_path):
-    content = read_checkpoint(pretrained)
-    content['state_dict']['backbone.layers.0.attn.rpe_k'] = torch.ones(1)
+def save_pretrained(method: str, path: Path, **options):
+    """A pretrained tiny model and its checkpoint."""
+    model = tiny_models.build(method, **options)
+    torch.save(dict(meta={}, state_dict=model.state_dict()), path)
+    return model.eval()
+
+
+@pytest.mark.parametrize('format', ['mm', 'safetensors'])
+@pytest.mark.parametrize('method', tiny_models.METHODS)
+def test_encoders_of_all_methods(method, format, tmp_path):
+    """Written, read, loaded: the same features."""
+    if format == 'safetensors':
+        pytest.importorskip('safetensors')
+    source, target = tmp_path / 'a.pth', tmp_path / f'b.{format}'
+    model = save_pretrained(method, source)
+    summary = extract_backbone(source, target, format)
+    family = dict(lomar=IRPE, rmae=PLAIN).get(method, BEIT)
+    assert (summary.kind, summary.shape.family) == ('pretraining', family)
+    assert summary.shape.grid == (None if method == 'lomar' else (4, 4))
+    heads = '' if method == 'rmae' else ', 2 heads'
+    assert f'arch 16 wide, 2 blocks{heads}, patch 8x8' in str(summary)
+
+    settings = dict(out_type='raw', final_norm=True)
+    if family == BEIT:
+        settings = tiny_models.BEIT
+    backbone = tiny_models.encoder(method, **settings).eval()
+    report = load_weights(
+        backbone, read_checkpoint(target), source='b', prefix='backbone.'
+    )
+    assert report.complete and not report.fresh
+    left_over = {'mask_token'} if method in ('lomar', 'conmim') else set()
+    assert set(report.superfluous) == left_over
+    images = torch.randn(2, 3, 32, 32)
+    original = model.momentum.backbone if method == 'conmim' else None
+    with torch.no_grad():
+        ours = (original or model.backbone)(images)[0]
+        assert torch.equal(backbone(images)[0], ours)
+
+
+def test_student_or_momentum_copy(tmp_path):
     source = tmp_path / 'a.pth'
-    torch.save(content, source)
-    with pytest.raises(CheckpointError, match=r'no tensors for layers\.0\.at'):
+    model = save_pretrained('conmim', source)
+    name = 'patch_embed.projection.weight'
+    parts = (model.momentum.backbone, model.backbone)
+    assert not torch.equal(*(part.state_dict()[name] for part in parts))
+    texts = ('the momentum copy (momentum.backbone.*), which fine-tuning '
+             'starts from', 'This is the student (backbone.*)')  # fmt: skip
+    for student, part, text in zip((False, True), parts, texts, strict=True):
+        target = tmp_path / f'{student}.pth'
+        summary = extract_backbone(source, target, student=student)
+        written = read_checkpoint(target)
+        assert torch.equal(
+            written['state_dict'][f'backbone.{name}'], part.state_dict()[name]
+        )
+        assert text in str(summary)
+        assert len(written['state_dict']) == summary.tensors
+        prefix = 'backbone.' if student else 'momentum.backbone.'
+        assert written['meta']['extracted_prefix'] == prefix
+    save_pretrained('ropim', source)
+    with pytest.raises(CheckpointError, match='--student: .* no momentum co'):
+        extract_backbone(source, tmp_path / 'c.pth', student=True)
+
+
+def test_timm_gives_the_same_features_of_a_plain_vit(tmp_path):
+    vit = pytest.importorskip('timm.models.vision_transformer')
+    source, target = tmp_path / 'a.pth', tmp_path / 'timm.pth'
+    model = save_pretrained('rmae', source, patch_size=(8, 16))
+    extract_backbone(source, target, 'timm')
+    other = vit.VisionTransformer(
+        img_size=32,
+        patch_size=(8, 16),
+        num_classes=0,
+        global_pool='token',
+        embed_dim=16,
+        depth=2,
+        num_heads=2,
+        mlp_ratio=2,
+    )
+    other.load_state_dict(torch.load(target, weights_only=True), strict=True)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        theirs = other.eval().forward_features(images)
+        torch.testing.assert_close(
+            model.backbone(images)[0], theirs, rtol=1e-5, atol=1e-5
+        )
+
+
+def test_timm_names_of_conmim_are_those_of_beit(tmp_path):
+    source, target = tmp_path / 'a.pth', tmp_path / 'timm.pth'
+    model = save_pretrained('conmim', source)
+    extract_backbone(source, target, 'timm')
+    written = torch.load(target, weights_only=True)
+    copy = model.momentum.backbone.state_dict()
+    assert 'mask_token' not in written
+    for block in range(2):
+        assert torch.equal(
+            written[f'blocks.{block}.attn.relative_position_bias_table'],
+            copy['rel_pos_bias.relative_position_bias_table'],
+        )
+
+
+def test_timm_has_no_attention_like_lomars(tmp_path):
+    source = tmp_path / 'a.pth'
+    save_pretrained('lomar', source)
+    with pytest.raises(CheckpointError) as caught:
+        extract_backbone(source, tmp_path / 'b.pth', 'timm')
+    assert str(caught.value) == (
+        f'{source} has an encoder with contextual relative positions '
+        "(layers.N.attn.rpe_k), as LoMaR's. timm has no such attention, and "
+        'without it the features would be others. Use --format mm or '
+        'safetensors, and ropim_mm.LoMaRViT.'
+    )
+    assert os.listdir(tmp_path) == ['a.pth']
+
+
+@pytest.mark.parametrize(
+    'method, name', [('ropim', 'attn.qkv.bias'), ('rmae', 'attn.adapter')]
+)
+def test_timm_names_only_what_timm_has(method, name, tmp_path):
+    source = tmp_path / 'a.pth'
+    model = save_pretrained(method, source)
+    state = {f'backbone.layers.0.{name}': torch.ones(1), **model.state_dict()}
+    torch.save(state, source)
+    with pytest.raises(
+        CheckpointError, match=rf"timm's \w+ has no .* layers\.0\.{name}"
+    ):
         extract_backbone(source, tmp_path / 'b.pth', 'timm')
     with pytest.raises(CheckpointError, match="no format 'onnx'. Available"):
         extract_backbone(source, tmp_path / 'b.pth', 'onnx')
+
+
+@pytest.fixture
+def two_files(shared, tmp_path):
+    """Student and momentum copy as ConMIM's release writes them."""
+    case = shared / 'parity' / 'conmim' / 'pretrain_g4_mps32.npz'
+    paths = {}
+    with np.load(case, allow_pickle=False) as arrays:
+        for group, name in (('state', ''), ('teacher', '_copy')):
+            weights = {
+                key.removeprefix(f'{group}/'): torch.from_numpy(arrays[key])
+                for key in arrays.files
+                if key.startswith(f'{group}/')
+            }
+            paths[group] = tmp_path / f'checkpoint{name}-299.pth'
+            torch.save({'model': weights, 'epoch': 299}, paths[group])
+    return paths
+
+
+@pytest.mark.parametrize('given', ['state', 'teacher'])
+def test_student_and_copy_from_two_files(two_files, tmp_path, given):
+    """Whichever is named, the other one is beside it."""
+    target = tmp_path / 'mm.pth'
+    summary = convert_official('conmim', two_files[given], target)
+    assert (
+        f'Student from {two_files["state"]}, momentum copy from '
+        f'{two_files["teacher"]}'
+    ) in str(summary)
+    assert 'Dropped, of no use here: lm_head.weight, lm_head.bias' in str(
+        summary
+    )
+    assert summary.kind == 'pretraining'
+    content = read_checkpoint(target)
+    written = content['state_dict']
+    assert content['meta']['converted_from'] == (
+        'checkpoint-299.pth, checkpoint_copy-299.pth'
+    )
+    for group, prefix in (('state', ''), ('teacher', 'momentum.')):
+        official = read_checkpoint(two_files[group])['model']
+        assert torch.equal(
+            written[f'{prefix}backbone.cls_token'], official['cls_token']
+        )
+        assert torch.equal(
+            written[f'{prefix}neck.fc2.weight'],
+            official['projectors.6.weight'],
+        )
+
+
+def test_copy_under_another_name(two_files, tmp_path):
+    student, copy = tmp_path / 'one.pth', tmp_path / 'two.pth'
+    two_files['state'].rename(student)
+    two_files['teacher'].rename(copy)
+    summary = convert_official(
+        'conmim', student, tmp_path / 'a.pth', momentum=copy
+    )
+    assert f'Student from {student}, momentum copy from {copy}' in str(summary)
+    both = convert_official('conmim', student, tmp_path / 'b.pth')
+    assert f'Student and momentum copy are both from {student}' in str(both)
+    assert both.tensors == summary.tensors
+    written = read_checkpoint(tmp_path / 'b.pth')['state_dict']
+    assert torch.equal(
+        written['backbone.cls_token'], written['momentum.backbone.cls_token']
+    )
+
+
+def test_copy_of_a_method_without_one(tmp_path):
+    with pytest.raises(
+        CheckpointError, match='two.pth: ropim has no momentum copy'
+    ):
+        convert_official(
+            'ropim', 'one.pth', tmp_path / 'a.pth', momentum='two.pth'
+        )
 
 
 @pytest.mark.parametrize('size', [(64, 32), (32, 64), (16, 48), (48, 16)])
@@ -211,6 +403,27 @@ def test_shape_of_other_grids(arch, size, one_table):
 def test_name_of_known_archs():
     state = ROPIMViT(arch='tiny', img_size=32).state_dict()
     state = {n: t for n, t in state.items() if not n.endswith('_index')}
-    assert str(encoder_shape(state)) == 'arch tiny, patch 16x16, grid 2x2'
+    assert str(encoder_shape(state)) == (
+        'BEiT-style, arch tiny, patch 16x16, grid 2x2'
+    )
     state = {n: t for n, t in state.items() if not n.endswith('_table')}
+    assert encoder_shape(state).grid is None
+
+
+@pytest.mark.parametrize(
+    'method, text',
+    [
+        ('lomar', 'ViT with iRPE, arch tiny, patch 16x16, grid any'),
+        ('rmae', 'plain ViT, arch tiny, patch 16x16, grid 3x3'),
+    ],
+)
+def test_shape_of_other_families(method, text):
+    state = tiny_models.encoder(
+        method, arch='tiny', img_size=48, patch_size=16
+    ).state_dict()
+    assert str(encoder_shape(state)) == text
+
+
+def test_positions_of_no_square_are_of_an_unknown_grid():
+    state = tiny_models.encoder('rmae', img_size=(32, 48)).state_dict()
     assert encoder_shape(state).grid is None

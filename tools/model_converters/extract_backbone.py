@@ -2,8 +2,11 @@
 
 Formats: mm has MMPretrain's names under "backbone.", so that
 init_cfg=dict(type='Pretrained', checkpoint=DST, prefix='backbone.') works with
-this project's encoders and with MMPretrain's BEiTViT; safetensors has the same
-names; timm has those of timm's Beit.
+this project's encoders and with MMPretrain's BEiTViT (ROPIM, ConMIM) and
+VisionTransformer (R-MAE); safetensors has the same names; timm has those of
+timm's Beit and VisionTransformer. timm has no encoder like LoMaR's. Of a
+checkpoint with a momentum copy (ConMIM) that copy is written, since it is what
+fine-tuning starts from.
 """
 
 import argparse
@@ -18,6 +21,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('dst', help='the file to write')
     parser.add_argument(
         '--format', choices=FORMATS, default='mm', help='default: mm'
+    )
+    parser.add_argument(
+        '--student',
+        action='store_true',
+        help='of a checkpoint with a momentum copy write the student',
     )
     parser.add_argument(
         '--force', action='store_true', help='replace DST if it exists'
@@ -37,6 +45,7 @@ def main() -> None:
             args.src,
             args.dst,
             args.format,
+            student=args.student,
             force=args.force,
             trust=args.trust_checkpoint,
         )

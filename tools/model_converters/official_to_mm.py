@@ -1,7 +1,9 @@
 """Convert a released checkpoint to this project's format.
 
 Pretraining and fine-tuned files are recognised by their names. The whole model
-is converted. Nothing in the file is executed.
+is converted. ConMIM writes two files an epoch, checkpoint-N.pth (student) and
+checkpoint_copy-N.pth (its momentum copy): give either, the other one is taken
+from beside it. Nothing in the files is executed.
 """
 
 import argparse
@@ -17,6 +19,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('method', help=f'whose checkpoint it is: {methods}')
     parser.add_argument('src', help='the released file')
     parser.add_argument('dst', help='the file to write')
+    parser.add_argument(
+        '--momentum',
+        metavar='FILE',
+        help="the momentum copy's file, where it is not beside SRC under the "
+        'released name',
+    )
     parser.add_argument(
         '--force', action='store_true', help='replace DST if it exists'
     )
@@ -35,6 +43,7 @@ def main() -> None:
             args.method,
             args.src,
             args.dst,
+            momentum=args.momentum,
             force=args.force,
             trust=args.trust_checkpoint,
         )

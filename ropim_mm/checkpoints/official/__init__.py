@@ -21,6 +21,11 @@ DROPPED: dict[str, Callable[[Iterable[str]], list[str]]] = {
     'conmim': conmim.dropped,
 }
 
+# Methods whose student and momentum copy are released in two files: modules
+# with `find_pair`, which looks for the other file, and `join`, which makes one
+# model of both.
+PAIRED = {'conmim': conmim}
+
 
 def dropped_names(method: str, names: Iterable[str]) -> list[str]:
     """Which tensors of a released file :func:`convert_state_dict` leaves out.
