@@ -7,7 +7,8 @@
 _base_ = './imagenet_bs512_rmae.py'
 
 train_pipeline = [
-    *_base_.train_pipeline[:2],
+    dict(type='ropim_mm.LoadImage', on_error='raise'),
+    dict(type='ropim_mm.LoadRegions', on_error='raise'),
     dict(
         type='ropim_mm.RandomResizedCrop',
         scale=32,
