@@ -13,6 +13,7 @@ from mmengine.runner.checkpoint import get_state_dict
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .encoders import PATCH_WEIGHT, family_of
 from .reading import CheckpointError
 
 # Where checkpoints of different origins keep their weights.
@@ -260,6 +261,22 @@ def _cure_of_names(names: Iterable[str]) -> str:
     return ''
 
 
+def _cure_of_family(
+    tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> str:
+    """Advice where the file has another method's encoder, '' elsewhere."""
+    if not all(PATCH_WEIGHT in names for names in (tensors, own)):
+        return ''
+    found, expected = family_of(tensors), family_of(own)
+    if found == expected:
+        return ''
+    return (
+        f'The file holds a {found} encoder, expected was a {expected} one: '
+        'is it of another method? Use the backbone of the method that made '
+        'it.'
+    )
+
+
 def compare(
     module: nn.Module,
     tensors: Mapping[str, Tensor],
@@ -396,6 +413,7 @@ def load_weights(
         raise CoverageError(
             report,
             _cure_of_names(report.unexpected)
+            or _cure_of_family(tensors, own)
             or 'Check that arch, img_size, patch_size and in_channels are '
             'those of the file and that prefix names its encoder. To leave '
             'tensors as initialised on purpose, list the beginnings of their '

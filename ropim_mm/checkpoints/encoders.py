@@ -14,6 +14,9 @@ INDEX = 'relative_position_index'
 # The table of contextual relative positions on keys: (1, head width, buckets).
 KEY_TABLE = 'attn.rpe_k.lookup_table_weight'
 
+# What every encoder has.
+PATCH_WEIGHT = 'patch_embed.projection.weight'
+
 # How positions enter, which is what tells the encoders apart.
 BEIT = 'BEiT-style'
 PLAIN = 'plain ViT'
@@ -72,7 +75,7 @@ def encoder_shape(weights: Mapping[str, Tensor]) -> EncoderShape:
     Returns:
         EncoderShape: A grid is taken to be square where nothing says another.
     """
-    projection = weights['patch_embed.projection.weight']
+    projection = weights[PATCH_WEIGHT]
     layers = {n.split('.')[1] for n in weights if n.startswith('layers.')}
     width, depth = projection.shape[0], len(layers)
     hidden = weights.get('layers.0.ffn.layers.0.0.bias')

@@ -15,6 +15,7 @@ from .encoders import (
     BEIT,
     INDEX,
     IRPE,
+    PATCH_WEIGHT,
     PLAIN,
     TABLE,
     EncoderShape,
@@ -290,7 +291,7 @@ def _encoder(
         for name, tensor in weights.items()
         if name.startswith(prefix)
     }
-    if 'patch_embed.projection.weight' in encoder:
+    if PATCH_WEIGHT in encoder:
         return encoder
     found = sorted({name.split('.', 1)[0] + '.' for name in weights})
     raise CheckpointError(
