@@ -81,6 +81,11 @@ def check_fh_settings(
             f'scales {list(scales)}, min_sizes {list(min_sizes)} and sigma '
             f'{sigma} must not be negative'
         )
+    if any(size != int(size) for size in min_sizes):
+        raise InputError(
+            f'min_sizes {list(min_sizes)} are numbers of pixels; expected '
+            'whole ones'
+        )
 
 
 def binary_regions(maps: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (5, 6, 7, 8)  # of these, height and width change places
 _ORIENTATION_TAG = 0x0112
 _BITS_TAG = 0x0102  # BitsPerSample of TIFF
 
@@ -83,6 +84,22 @@ def decode_image(data: bytes) -> np.ndarray:
     return np.asarray(img.convert('RGB'))[..., ::-1]
 
 
+def image_shape(data: bytes) -> tuple[int, int]:
+    """Height and width that :func:`decode_image` gives, from the header.
+
+    Args:
+        data: The content of an image file.
+
+    Raises:
+        Exception: Whatever Pillow raises where it knows no such image.
+    """
+    with Image.open(io.BytesIO(data)) as img:
+        width, height = img.size
+        if _orientation(img) in _SIDEWAYS:
+            return width, height
+        return height, width
+
+
 def _grey_bits(img: Image.Image) -> int | None:
     """Bits of a grey pixel where they are more than 8, from the header."""
     if img.mode.startswith('I;16'):
@@ -105,13 +122,17 @@ def _grey_bits(img: Image.Image) -> int | None:
 
 
 def _stand_upright(img: Image.Image) -> Image.Image:
-    try:
-        orientation = img.getexif().get(_ORIENTATION_TAG)
-    except Exception:  # a damaged EXIF block says nothing about the pixels
-        return img
+    orientation = _orientation(img)
     if orientation in _UPRIGHT:
         img = img.transpose(_UPRIGHT[orientation])
     return img
+
+
+def _orientation(img: Image.Image) -> int | None:
+    try:
+        return img.getexif().get(_ORIENTATION_TAG)
+    except Exception:  # a damaged EXIF block says nothing about the pixels
+        return None
 
 
 class FileLoader(BaseTransform):
