@@ -100,8 +100,21 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor, *context) -> torch.Tensor:
         """(B, N, D) -> (B, N, D); ``context`` goes to the attention."""
+        return self.finish(x, self.attn(self.ln1(x), *context))
+
+    def finish(self, x: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
+        """What follows the attention, token by token.
+
+        After the last attention only some tokens may be wanted: both
+        arguments then hold only those.
+
+        Args:
+            x: (B, N, D), input of the block.
+            mixed: (B, N, D), output of its attention.
+
+        Returns:
+            (B, N, D)
+        """
         drop_path = self.drop_path_rate if self.training else 0.0
-        branch = self.attn(self.ln1(x), *context)
-        x = add_branch(x, branch, self.gamma_1, drop_path)
-        branch = self.ffn(self.ln2(x))
-        return add_branch(x, branch, self.gamma_2, drop_path)
+        x = add_branch(x, mixed, self.gamma_1, drop_path)
+        return add_branch(x, self.ffn(self.ln2(x)), self.gamma_2, drop_path)
