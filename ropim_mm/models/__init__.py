@@ -8,6 +8,10 @@ from .methods import (
     ConMIMHead,
     ConMIMNeck,
     ConMIMViT,
+    LoMaR,
+    LoMaRHead,
+    LoMaRNeck,
+    LoMaRViT,
     RMAEHead,
     RMAENeck,
     RMAERegionBranch,
@@ -16,6 +20,7 @@ from .methods import (
     ROPIMNeck,
     ROPIMViT,
 )
+from .preprocessing import RegionDataPreprocessor
 
 __all__ = [
     'RMAE',
@@ -29,7 +34,12 @@ __all__ = [
     'ConMIMViT',
     'ROPIM',
     'LinearClsHead',
+    'LoMaR',
+    'LoMaRHead',
+    'LoMaRNeck',
+    'LoMaRViT',
     'ROPIMHead',
     'ROPIMNeck',
     'ROPIMViT',
+    'RegionDataPreprocessor',
 ]

@@ -4,6 +4,7 @@ from ...checkpoints.beit_names import grid_of_table
 from .attention import RelPosAttention, SelfAttention, attend
 from .beit import BEiTStyleViT
 from .block import Block, FeedForward, add_branch
+from .irpe import IRPEAttention, bucket_index, piecewise_index
 from .momentum import MomentumCopy
 from .patches import (
     PatchEmbed,
@@ -21,12 +22,14 @@ from .relative_position import (
 from .sketch import CountSketch, make_sketch, num_buckets, sample_sketch
 from .token_masks import sample_cell_masks
 from .vit import ViTBackbone
+from .windows import sample_windows, window_patches
 
 __all__ = [
     'BEiTStyleViT',
     'Block',
     'CountSketch',
     'FeedForward',
+    'IRPEAttention',
     'MomentumCopy',
     'PatchEmbed',
     'RelPosAttention',
@@ -34,17 +37,21 @@ __all__ = [
     'ViTBackbone',
     'add_branch',
     'attend',
+    'bucket_index',
     'grid_of',
     'grid_of_table',
     'make_sketch',
     'normalize_patches',
     'num_buckets',
     'patchify',
+    'piecewise_index',
     'relative_position_index',
     'resize_table',
     'sample_cell_masks',
     'sample_sketch',
+    'sample_windows',
     'table_rows',
     'to_pair',
     'unpatchify',
+    'window_patches',
 ]
