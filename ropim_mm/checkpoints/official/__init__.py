@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterable, Mapping
 from torch import Tensor
 
 from ..reading import CheckpointError
-from . import conmim, rmae, ropim
+from . import conmim, lomar, rmae, ropim
 
 # A converter takes the weights of a released file and returns ours: the same
 # tensors under other names.
 CONVERTERS: dict[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = {
     'conmim': conmim.convert,
+    'lomar': lomar.convert,
     'rmae': rmae.convert,
     'ropim': ropim.convert,
 }
@@ -19,6 +20,7 @@ CONVERTERS: dict[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = {
 # All others must come out of its converter.
 DROPPED: dict[str, Callable[[Iterable[str]], list[str]]] = {
     'conmim': conmim.dropped,
+    'lomar': lomar.dropped,
 }
 
 # Methods whose student and momentum copy are released in two files: modules

@@ -327,6 +327,10 @@ class IRPEAttention(SelfAttention):
         )
         return x.flatten(2)
 
+    def output(self, mixed: torch.Tensor) -> torch.Tensor:
+        """Weighted values (B, N, D) -> (B, N, D)"""
+        return self.proj_drop(self.proj(mixed))
+
     def forward(
         self, tokens: torch.Tensor, grid: tuple[int, int]
     ) -> torch.Tensor:
@@ -339,5 +343,4 @@ class IRPEAttention(SelfAttention):
         Returns:
             (B, 1 + h*w, D)
         """
-        x = self.weigh(self.qkv_of(tokens), grid)
-        return self.proj_drop(self.proj(x))
+        return self.output(self.weigh(self.qkv_of(tokens), grid))

@@ -36,7 +36,6 @@ from torch.nn import functional as F
 
 from ...errors import InputError
 from ...registry import MODELS
-from ..layers.block import Block, add_branch
 from ..layers.irpe import ALPHA, BETA, GAMMA, IRPEAttention
 from ..layers.patches import Size, grid_of, normalize_patches, to_pair
 from ..layers.tokens import take_patches, take_tokens
@@ -183,17 +182,8 @@ class LoMaRViT(ViTBackbone):
             if i == self.num_layers - 1:
                 x = take_tokens(x, masked + 1)
                 mixed = take_tokens(mixed, masked + 1)
-            x = self._after_attention(layer, x, mixed)
+            x = layer.finish(x, layer.attn.output(mixed))
         return self.ln1(x)
-
-    @staticmethod
-    def _after_attention(
-        layer: Block, x: torch.Tensor, mixed: torch.Tensor
-    ) -> torch.Tensor:
-        drop_path = layer.drop_path_rate if layer.training else 0.0
-        branch = layer.attn.proj_drop(layer.attn.proj(mixed))
-        x = add_branch(x, branch, layer.gamma_1, drop_path)
-        return add_branch(x, layer.ffn(layer.ln2(x)), layer.gamma_2, drop_path)
 
 
 @MODELS.register_module()
