@@ -12,12 +12,12 @@ which only the run that holds its lock touches, and empties when it starts.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import json
 import os
 import shutil
 import signal
-import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -50,8 +50,9 @@ SETTINGS_FILE = 'fh_masks.json'
 _UNDER_WAY = 4
 # Seconds between two lines of progress where it does not go to a terminal.
 _LINES = 10.0
-# Seconds after which a worker sees that the main process is gone.
-_HEARTBEAT = 0.5
+# Seconds to wait for the workers of a run that was killed to be gone.
+_GRACE = 2.0
+_PR_SET_PDEATHSIG = 1  # of Linux: the signal a process gets with its parent
 
 
 @dataclass(frozen=True)
@@ -356,15 +357,14 @@ def _own_shard(
 
 def _lock(file: BinaryIO) -> bool:
     """Whether nobody else has the file locked."""
-    # Workers of a run that was killed end a moment after it.
-    end = time.monotonic() + 4 * _HEARTBEAT
+    end = time.monotonic() + _GRACE
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > end:
                 return False
-            time.sleep(_HEARTBEAT / 4)
+            time.sleep(_GRACE / 20)
         except OSError:  # a file system without locks
             return True
         else:
@@ -536,14 +536,11 @@ def _start_worker(task, parent: int) -> None:
     _TASK = task
     # Ctrl-C reaches the whole group; the main process ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
-
-
-def _die_with(parent: int) -> None:
-    """End this process when its parent is gone, even by SIGKILL."""
-    while os.getppid() == parent:
-        time.sleep(_HEARTBEAT)
-    os._exit(1)
+    # A main process that is killed cannot do so. A thread that watches it
+    # would wait for the segmentation, which keeps the interpreter's lock.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def _run_task(name: str) -> tuple:
