@@ -1,0 +1,16 @@
+_base_ = './imagenet_bs512_lomar.py'
+
+train_pipeline = [
+    dict(type='ropim_mm.LoadImage', on_error='raise'),
+    dict(
+        type='ropim_mm.RandomResizedCrop',
+        scale=448,
+        crop_ratio_range=(0.2, 1.0),
+        aspect_ratio_range=(3 / 4, 4 / 3),
+        backend='pillow',
+        interpolation='bicubic',
+    ),
+    *_base_.train_pipeline[2:],
+]
+
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

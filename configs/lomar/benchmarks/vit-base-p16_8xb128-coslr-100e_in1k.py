@@ -1,0 +1,6 @@
+_base_ = [
+    '../../_base_/models/lomar_classifier.py',
+    '../../_base_/datasets/imagenet_bs128_finetune.py',
+    '../../_base_/schedules/lomar_finetune_bs1024_100e.py',
+    '../../_base_/finetune_runtime.py',
+]

@@ -1,0 +1,20 @@
+_base_ = [
+    '../../_base_/models/lomar_classifier.py',
+    '../../_base_/datasets/imagenet_bs2048_linear.py',
+    '../../_base_/schedules/linear_lars_90e.py',
+    '../../_base_/finetune_runtime.py',
+]
+
+# The encoder as it was pretrained, frozen. The class token has no loss of its
+# own in LoMaR: the mean of the patch tokens is probed.
+model = dict(
+    backbone=dict(frozen_stages=12, drop_path_rate=0.0, final_norm=True),
+    neck=dict(type='ClsBatchNormNeck', input_features=768),
+    head=dict(
+        loss=dict(_delete_=True, type='CrossEntropyLoss'),
+        init_cfg=dict(type='Normal', layer='Linear', std=0.01),
+    ),
+    train_cfg=dict(_delete_=True),
+)
+
+default_hooks = dict(logger=dict(interval=10))

@@ -1,0 +1,8 @@
+_base_ = [
+    '../_base_/models/lomar.py',
+    '../_base_/datasets/imagenet_bs512_lomar.py',
+    '../_base_/schedules/lomar_bs4096_400e.py',
+    '../_base_/default_runtime.py',
+]
+
+model = dict(backbone=dict(arch='large'), neck=dict(embed_dims=1024))
