@@ -103,7 +103,7 @@ class TrainingStep:
         # In training a hook moves the copy after each step.
         self.has_momentum_copy = hasattr(self.model, 'update_momentum_copy')
         if self.device.type == 'cuda':
-            self.batch['inputs'] = _pin(self.batch['inputs'])
+            self.batch = {k: _pin(v) for k, v in self.batch.items()}
         self.flops = count_flops(self)
         if spec.compile:
             self.model.forward = torch.compile(self.model.forward)
@@ -194,11 +194,11 @@ def _without_files(node):
     return node
 
 
-def _pin(inputs):
+def _pin(item):
     # As a loader with `pin_memory` does.
-    if isinstance(inputs, list):
-        return [view.pin_memory() for view in inputs]
-    return inputs.pin_memory()
+    if isinstance(item, list):
+        return [_pin(value) for value in item]
+    return item.pin_memory() if isinstance(item, torch.Tensor) else item
 
 
 def count_flops(step: TrainingStep) -> int:
@@ -209,21 +209,18 @@ def count_flops(step: TrainingStep) -> int:
     differently from device to device (not at all on a CPU, with the scores
     that they compute a second time on a GPU).
     """
-    batch = step.batch
     images = min(step.batch_size, COUNTED_IMAGES)
-    if images < step.batch_size:
-        inputs = batch['inputs']
-        if isinstance(inputs, list):
-            inputs = [view[:images] for view in inputs]
-        else:
-            inputs = inputs[:images]
-        batch = dict(batch, inputs=inputs)
-        batch['data_samples'] = batch['data_samples'][:images]
-    counter = FlopCounterMode(display=False)
     model, optim_wrapper = step.model, step.optim_wrapper
+    data = model.data_preprocessor(step.batch, True)
+    inputs = data['inputs']
+    if isinstance(inputs, (list, tuple)):
+        data['inputs'] = [view[:images] for view in inputs]
+    else:
+        data['inputs'] = inputs[:images]
+    data['data_samples'] = data['data_samples'][:images]
+    counter = FlopCounterMode(display=False)
     with sdpa_kernel(SDPBackend.MATH), counter:
         with optim_wrapper.optim_context(model):
-            data = model.data_preprocessor(batch, True)
             losses = model(**data, mode='loss')
         loss, _ = model.parse_losses(losses)
         loss.backward()

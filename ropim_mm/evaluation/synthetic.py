@@ -10,6 +10,8 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import FUNCTIONS
 
+from ropim_mm.datasets.label_maps import LabelMaps
+from ropim_mm.datasets.transforms.regions import keep_maps
 from ropim_mm.engine.distributed import LaunchError
 from ropim_mm.models.layers.patches import grid_of, to_pair
 
@@ -17,6 +19,15 @@ from .benchmark_loader import training_pipeline
 
 # Fields of models and transforms that hold the size of images in pixels.
 _SIZES = ('img_size', 'input_size', 'scale', 'crop_size', 'size')
+# Steps that read files, or make what others read from files.
+_READERS = (
+    'LoadImage',
+    'LoadImageFromFile',
+    'LoadRegions',
+    'MakeRegions',
+)
+# Segments of a random label map along each side.
+_SEGMENTS = 6
 
 
 def image_size(cfg: Config) -> tuple[int, int]:
@@ -72,15 +83,15 @@ def synthetic_batch(cfg: Config, batch_size: int) -> dict:
 
     Returns:
         What the config's loader gives: ``inputs``, uint8, one tensor or one a
-        view, and ``data_samples`` with whatever the pipeline adds, a mask or
+        view, ``data_samples``, and whatever else the pipeline adds, masks or
         regions for instance.
 
     Raises:
         LaunchError: A step of the pipeline fails on an image and a label.
     """
-    pipeline = Compose(
-        [step for step in training_pipeline(cfg) if not _reads(step)]
-    )
+    steps = training_pipeline(cfg)
+    pipeline = Compose([s for s in steps if _name(s) not in _READERS])
+    with_regions = any('Regions' in _name(s) for s in steps)
     size = image_size(cfg)
     classes = cfg.model.get('head', {}).get('num_classes') or 1
     rng = np.random.default_rng(0)
@@ -94,6 +105,8 @@ def synthetic_batch(cfg: Config, batch_size: int) -> dict:
             ori_shape=size,
             gt_label=int(rng.integers(classes)),
         )
+        if with_regions:
+            keep_maps(sample, _label_maps(rng, size))
         try:
             samples.append(pipeline(sample))
         except (KeyError, AttributeError, FileNotFoundError) as error:
@@ -110,5 +123,14 @@ def synthetic_batch(cfg: Config, batch_size: int) -> dict:
     return partial(function, **collate)(samples)
 
 
-def _reads(step: dict) -> bool:
-    return step['type'].rpartition('.')[2].startswith('LoadImage')
+def _name(step: dict) -> str:
+    return step['type'].rpartition('.')[2]
+
+
+def _label_maps(rng: np.random.Generator, size: tuple[int, int]) -> LabelMaps:
+    """One map of rectangles, about as many as a segmentation has segments."""
+    rows, columns = (-(-side // _SEGMENTS) for side in size)
+    labels = np.arange(_SEGMENTS**2).reshape(_SEGMENTS, _SEGMENTS)
+    labels = labels.repeat(rows, axis=0).repeat(columns, axis=1)
+    labels = rng.permutation(_SEGMENTS**2).astype(np.uint8)[labels]
+    return LabelMaps.stacked(labels[None, : size[0], : size[1]])

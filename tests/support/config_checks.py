@@ -88,7 +88,8 @@ def forward_flops(cfg: Config, model: torch.nn.Module) -> int:
             if isinstance(model, BaseSelfSupervisor):
                 with DefaultScope.overwrite_default_scope('mmpretrain'):
                     batch = synthetic_batch(cfg, 1)
-                model.loss(*to_meta(batch))
+                    preprocess = MODELS.build(cfg.data_preprocessor)
+                model.loss(*to_meta(preprocess(batch, True)))
             else:
                 size = image_size(cfg)
                 model(torch.empty(1, 3, *size, device='meta'))
