@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from ropim_mm.models import ROPIM, ConMIM
+from ropim_mm.models import RMAE, ROPIM, ConMIM, LoMaR
 
 from .benchmark_machine import synchronize
 
@@ -59,6 +59,38 @@ def _(model: ROPIM) -> Parts:
             Call(model.head, 'loss'),
         ]
     }
+
+
+@parts_of.register
+def _(model: LoMaR) -> Parts:
+    return {
+        'windows': [
+            Call(model, 'windows'),
+            Call(model, 'positions'),
+            Call(model, 'patches'),
+        ],
+        'prediction and loss': [
+            Call(model.neck, 'forward'),
+            Call(model.head, 'loss'),
+        ],
+    }
+
+
+@parts_of.register
+def _(model: RMAE) -> Parts:
+    parts = {}
+    if model.with_neck:
+        parts['pixel decoder and loss'] = [
+            Call(model.neck, 'forward'),
+            Call(model.head, 'loss'),
+        ]
+    if model.num_regions:
+        parts['regions'] = [
+            Call(model, 'regions'),
+            Call(model.region_branch, 'forward'),
+            Call(model.region_branch, 'loss'),
+        ]
+    return parts
 
 
 @parts_of.register

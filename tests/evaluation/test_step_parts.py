@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import tiny_models
 from ropim_mm.evaluation import step_parts
 from ropim_mm.evaluation.step_parts import (
     Call,
@@ -152,20 +153,46 @@ def test_a_model_that_declares_nothing():
 
 @pytest.fixture
 def ropim():
-    arch = dict(
-        embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=16
-    )
-    return MODELS.build(
-        dict(
-            type='ropim_mm.ROPIM',
-            backbone=dict(
-                type='ropim_mm.ROPIMViT', arch=arch, img_size=32, patch_size=8,
-                out_type='raw', final_norm=True,
-            ),
-            neck=dict(type='ropim_mm.ROPIMNeck', embed_dims=16, patch_size=8),
-            head=dict(type='ropim_mm.ROPIMHead', patch_size=8),
-        )
-    )  # fmt: skip
+    return tiny_models.build('ropim')
+
+
+PARTS = dict(
+    ropim=['projection and loss'],
+    lomar=['windows', 'prediction and loss'],
+    rmae=['pixel decoder and loss', 'regions'],
+    conmim=[
+        'forward of the momentum copy',
+        'update of the momentum copy',
+        'loss',
+    ],
+)
+
+
+@pytest.mark.parametrize('method', PARTS)
+def test_parts_of_the_methods(method):
+    model = tiny_models.build(method)
+    data = tiny_models.batch(model)
+
+    def run():
+        tiny_models.loss_of(model, *data).backward()
+        if method == 'conmim':
+            model.update_momentum_copy(0.9)
+
+    shares = PartsClock(step_of(model, run)).shares(2)
+    assert list(shares) == PARTS[method]
+    for values in shares.values():
+        assert len(values) == 2
+        assert all(0 < value < 1 for value in values)
+    assert sum(values[0] for values in shares.values()) < 1
+    # Nothing of the clock stays in the model.
+    for module in model.modules():
+        assert not {'forward', 'loss', 'regions'} & set(vars(module))
+
+
+def test_regions_are_no_part_of_a_model_without():
+    cfg = tiny_models.model_config('rmae')
+    model = MODELS.build(dict(cfg, num_regions=0))
+    assert list(parts_of(model)) == ['pixel decoder and loss']
 
 
 def test_the_clock_does_not_change_the_numbers(ropim):
