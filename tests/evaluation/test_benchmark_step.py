@@ -3,7 +3,11 @@ from copy import deepcopy
 import pytest
 import torch
 from mmengine.logging import MMLogger
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+import tiny_models
+from config_checks import autocast_that_knows_meta
 from ropim_mm.engine import launch
 from ropim_mm.engine.distributed import LaunchError
 from ropim_mm.errors import InputError
@@ -276,6 +280,53 @@ def test_summary():
             fraction_of_best=0.8,
         )
     )
+
+
+@pytest.mark.parametrize('method', tiny_models.METHODS)
+def test_steps_of_all_methods(method, tmp_path, monkeypatch):
+    """Whatever the pipeline packs; a copy moves as a hook would move it."""
+    path = tmp_path / f'{method}.py'
+    path.write_text(tiny_models.config_text(method, 'nowhere'))
+    monkeypatch.setattr(benchmark_step, 'COUNTED_IMAGES', 1)
+    step = TrainingStep(StepSpec(str(path), size=48))
+    inputs = step.batch['inputs']
+    views = inputs if isinstance(inputs, list) else [inputs]
+    assert [tuple(v.shape) for v in views] == [(4, 3, 48, 48)] * len(views)
+    assert len(views) == (2 if method == 'conmim' else 1)
+    # Every image has as many operations.
+    assert step.flops > 0 and step.flops % 4 == 0
+    assert step.model.backbone.patch_resolution == (6, 6)
+    before = {n: p.clone() for n, p in step.model.named_parameters()}
+    step()
+    after = dict(step.model.named_parameters())
+    for name, value in before.items():
+        trained = after[name].requires_grad or name.startswith('momentum.')
+        assert torch.equal(after[name], value) is not trained, name
+
+
+@pytest.mark.parametrize('method', tiny_models.METHODS)
+def test_products_in_functions_of_our_own_are_counted(method):
+    """What is written out for CPUs has the operations of the plain way, which
+    other devices go."""
+    counts = []
+    for device in ('cpu', 'meta'):
+        model = tiny_models.build(method)
+        inputs, samples = tiny_models.batch(model)
+        if device == 'meta':
+            views = inputs if isinstance(inputs, list) else [inputs]
+            views = [view.to(device) for view in views]
+            inputs = views if len(views) > 1 else views[0]
+            samples = [sample.to(device) for sample in samples]
+            model.to(device)
+        counter = FlopCounterMode(display=False)
+        with (
+            sdpa_kernel(SDPBackend.MATH),
+            autocast_that_knows_meta(),
+            counter,
+        ):
+            tiny_models.loss_of(model, inputs, samples).backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
 
 
 def test_matrix_rate(monkeypatch):

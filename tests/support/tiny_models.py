@@ -5,6 +5,7 @@ line to ``MODELS_OF``.
 """
 
 from collections.abc import Callable
+from os import PathLike
 
 import torch
 from mmengine.model import BaseModel
@@ -218,3 +219,85 @@ def batch(
 def loss_of(model: BaseModel, *args) -> torch.Tensor:
     """The sum of a model's losses."""
     return sum(model.loss(*args).values())
+
+
+# --- configs ----------------------------------------------------------------
+
+CONFIG = """
+custom_imports = dict(imports=['ropim_mm'], allow_failed_imports=False)
+default_scope = 'mmpretrain'
+model = {model}
+data_preprocessor = {preprocessor}
+train_dataloader = dict(
+    batch_size=4, num_workers=0, drop_last=True,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    collate_fn=dict(type='default_collate'),
+    dataset=dict(
+        type='CustomDataset', data_root={images!r}, with_label=False,
+        pipeline={pipeline}))
+optim_wrapper = dict(
+    type='ropim_mm.AutocastOptimWrapper', dtype='float32',
+    optimizer=dict(type='AdamW', lr=1e-3),
+    constructor='ropim_mm.LayerDecayOptimWrapperConstructor',
+    clip_grad=dict(max_norm=5.0))
+train_cfg = dict(by_epoch=True, max_epochs=1)
+custom_hooks = {hooks}
+default_hooks = dict(logger=dict(type='LoggerHook', interval=1))
+visualizer = dict(type='Visualizer', vis_backends=[
+    dict(type='LocalVisBackend')])
+randomness = dict(seed=0)
+"""
+
+
+def config_text(
+    method: str, images: str | PathLike, size: Size = 32, **options
+) -> str:
+    """A config that pretrains a tiny model on a folder of images.
+
+    Args:
+        method: One of ``METHODS``.
+        images: The folder.
+        size: Side or (height, width) of the images.
+        **options: Of :func:`model_config`.
+    """
+    model = model_config(method, img_size=size, **options)
+    crop = dict(
+        type='ropim_mm.RandomResizedCrop',
+        scale=to_pair(size)[::-1],
+        crop_ratio_range=(0.5, 1.0),
+    )
+    pipeline = [dict(type='ropim_mm.LoadImage'), crop]
+    preprocessor = 'SelfSupDataPreprocessor'
+    hooks = []
+    if method == 'rmae':
+        preprocessor = 'ropim_mm.RegionDataPreprocessor'
+        pipeline.insert(
+            1,
+            dict(type='ropim_mm.MakeRegions', scales=(50,), min_sizes=(20,)),
+        )
+        pipeline += [
+            dict(
+                type='ropim_mm.SelectRegions',
+                num_regions=REGIONS,
+                patch_size=model['backbone']['patch_size'],
+            ),
+            dict(type='ropim_mm.PackRegions'),
+        ]
+    elif method == 'conmim':
+        jitter = dict(type='ColorJitter', brightness=0.4, contrast=0.4)
+        pipeline += [
+            dict(type='ropim_mm.TwoViews', strong=[jitter]),
+            dict(type='PackInputs'),
+        ]
+        hooks = [dict(type='ropim_mm.MomentumCopyHook')]
+    else:
+        pipeline.append(dict(type='PackInputs'))
+    return CONFIG.format(
+        model=model,
+        preprocessor=dict(
+            type=preprocessor, mean=[128] * 3, std=[64] * 3, to_rgb=True
+        ),
+        images=str(images),
+        pipeline=pipeline,
+        hooks=hooks,
+    )
