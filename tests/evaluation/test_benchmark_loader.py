@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+import tiny_models
 from ropim_mm.engine.distributed import LaunchError
 from ropim_mm.evaluation.benchmark_loader import (
     EndlessSampler,
@@ -44,6 +45,23 @@ def test_delivers_what_training_gets(config, options):
         assert batch['inputs'].shape == (3, 3, 16, 16)
         assert batch['inputs'].dtype == torch.uint8
         assert count_images(batch) == 3
+
+
+@pytest.mark.parametrize('method', tiny_models.METHODS)
+def test_batches_of_all_methods(method, options, tmp_path):
+    """Two views of an image are one image; regions come with theirs."""
+    path = tmp_path / 'config.py'
+    path.write_text(tiny_models.config_text(method, tmp_path / 'train'))
+    loader = build_loader(LoaderSpec(str(path), {}, 1))
+    assert len(loader.dataset) == 8
+    batch = next(iter(loader))
+    assert count_images(batch) == 4
+    inputs = batch['inputs']
+    views = inputs if isinstance(inputs, list) else [inputs]
+    assert [tuple(v.shape) for v in views] == [(4, 3, 32, 32)] * len(views)
+    assert len(views) == (2 if method == 'conmim' else 1)
+    assert ('region_bits' in batch) is (method == 'rmae')
+    assert images_per_second(loader, 2) > 0
 
 
 def test_workers_of_the_config(config, options):

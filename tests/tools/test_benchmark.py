@@ -5,6 +5,8 @@ from statistics import median
 
 import pytest
 
+import tiny_models
+
 pytestmark = pytest.mark.slow
 
 
@@ -126,6 +128,27 @@ def test_loader_of_a_config_against_itself(call, configs, tmp_path):
         assert len(one['rounds']) == 3
         line = f'{letter}: {total:.1f} images/s, {total / 2:.1f} a worker'
         assert line in output
+
+
+def test_loader_with_and_without_regions(call, images, tmp_path):
+    config, result = tmp_path / 'rmae.py', tmp_path / 'loader.json'
+    config.write_text(tiny_models.config_text('rmae', images))
+    output = call(
+        'analysis_tools/benchmark_loader.py',
+        config,
+        '--batches',
+        2,
+        '--rounds',
+        2,
+        '--vs-cfg-options',
+        'train_dataloader.dataset.pipeline.1.scales=50,50,50,50,50,50,50,50',
+        'train_dataloader.dataset.pipeline.1.min_sizes=9,9,9,9,9,9,9,9',
+        '--json',
+        result,
+    )
+    assert output.count(f'{config}, 16 images, batches of 4') == 2
+    ratios = json.loads(result.read_text())['ratios']
+    assert all(ratio > 1.5 for ratio in ratios)
 
 
 def test_loader_without_data(call, configs, tmp_path):

@@ -44,8 +44,8 @@ def test_convert_then_extract(official, tmp_path):
     done = run('official_to_mm.py', 'ropim', official, converted)
     assert done.returncode == 0, done.stderr
     assert (
-        f'{converted}: 54 tensors, 88,464 parameters, pretraining, BEiT-style, '
-        'arch 32 wide, 3 blocks, 4 heads, patch 16x16, grid 4x4\n'
+        f'{converted}: 54 tensors, 88,464 parameters, pretraining, '
+        'BEiT-style, arch 32 wide, 3 blocks, 4 heads, patch 16x16, grid 4x4\n'
     ) in done.stdout
     assert 'may forbid commercial use' in done.stdout
 

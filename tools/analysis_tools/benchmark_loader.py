@@ -1,7 +1,9 @@
 """Measure the images/s that the workers of a training loader deliver.
 
 With --vs two loaders have their turns one after the other, each with workers
-of its own, and the ratio is printed pair by pair. The first round also reads
+of its own, and the ratio is printed pair by pair; with --vs-cfg-options alone
+a config's loader and a variant of it, for instance without regions. Two views
+of one image count as one. The first round also reads
 the files into memory where they fit.
 """
 
@@ -66,22 +68,38 @@ def parse_args() -> argparse.Namespace:
         metavar='KEY=VALUE',
         help='change fields of both configs',
     )
-    return parser.parse_args()
+    parser.add_argument(
+        '--vs-cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='change fields of B only, after --cfg-options; without --vs, B '
+        'is the same config as A',
+    )
+    args = parser.parse_args()
+    if args.vs is None and args.vs_cfg_options:
+        args.vs = args.config
+    return args
 
 
 def measure(args: argparse.Namespace) -> dict:
     names = [args.config] + ([args.vs] if args.vs else [])
+    shared = args.cfg_options or {}
     loaders = [
         build_loader(
             LoaderSpec(
                 args.config if name == TORCHVISION else name,
-                args.cfg_options or {},
+                options,
                 args.workers,
                 args.batch_size,
                 reference=name == TORCHVISION,
             )
         )
-        for name in names
+        for name, options in zip(
+            names,
+            (shared, {**shared, **(args.vs_cfg_options or {})}),
+            strict=False,
+        )
     ]
     report = dict(
         processor=device_name(),
@@ -94,7 +112,10 @@ def measure(args: argparse.Namespace) -> dict:
         f'{args.workers} worker process(es)'
     )
     for letter, name, loader in zip('AB', names, loaders, strict=False):
-        print(f'{letter}: {name}, {len(loader.dataset)} images')
+        print(
+            f'{letter}: {name}, {len(loader.dataset)} images, batches of '
+            f'{loader.batch_size}'
+        )
     rates = compare(loaders, args.rounds, args.batches)
     for letter, name, values in zip('AB', names, rates, strict=False):
         total, each = median(values), max(1, args.workers)
