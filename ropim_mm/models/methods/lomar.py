@@ -135,7 +135,8 @@ class LoMaRViT(ViTBackbone):
         x = torch.where(
             mask.unsqueeze(-1), self.mask_token, self.embed(patches)
         )
-        return torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)
+        x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)
+        return self.drop_after_pos(x)
 
     def encode_masked(
         self,
@@ -478,7 +479,7 @@ class LoMaR(BaseSelfSupervisor):
             self.backbone.patch_size,
             channels_last,
         )
-        return taken.reshape(*rows.shape, -1)
+        return taken.reshape(*rows.shape, taken.shape[-1])
 
     # -- what is random ---------------------------------------------------
 
