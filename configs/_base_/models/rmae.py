@@ -1,0 +1,42 @@
+# R-MAE pretraining. The released configs set num_regions to 0, which is MAE;
+# the paper's number is 8.
+model = dict(
+    type='ropim_mm.RMAE',
+    num_regions=8,
+    mask_ratio=0.75,
+    region_mask_ratio=0.75,
+    pixel_loss_weight=1.0,
+    region_loss_weight=1.0,
+    backbone=dict(
+        type='ropim_mm.RMAEViT',
+        arch='base',
+        img_size=224,
+        patch_size=16,
+        out_type='raw',
+        final_norm=True,
+    ),
+    neck=dict(
+        type='ropim_mm.RMAENeck',
+        embed_dims=768,
+        img_size=224,
+        patch_size=16,
+        decoder_dims=512,
+        decoder_depth=8,
+        decoder_heads=16,
+    ),
+    head=dict(type='ropim_mm.RMAEHead', patch_size=16, norm_pix=True),
+    region_branch=dict(
+        type='ropim_mm.RMAERegionBranch',
+        embed_dims=768,
+        img_size=224,
+        patch_size=16,
+        enc_dims=128,
+        enc_depth=1,
+        enc_heads=8,
+        dec_dims=128,
+        dec_depth=1,
+        dec_heads=8,
+        cross_layers=8,
+        bg_loss_weight=1.0,
+    ),
+)
