@@ -221,8 +221,8 @@ def create_maps(
     source, names, settings = _prepare(images, out, settings, shard)
     start = time.perf_counter()
     report = Report(total=len(names))
-    _keep_settings(out, settings)
     with _own_shard(out, shard) as aside:
+        _keep_settings(out, settings, aside)
         present = _present(out, names)
         if repair and present:
             checked = _verify(source, out, settings, present, workers, None)
@@ -312,18 +312,21 @@ def _prepare(
     return source, source.names[index::count], settings
 
 
-def _keep_settings(out: str | os.PathLike, settings: FHSettings) -> None:
+def _keep_settings(
+    out: str | os.PathLike, settings: FHSettings, aside: str
+) -> None:
     path = Path(out, SETTINGS_FILE)
-    if path.exists():
-        return
-    data = json.dumps(settings.to_json()).encode() + b'\n'
-    # Shards that start at once write the same, and all but the first fail
-    # to; with other settings than the first one's they must not go on.
-    try:
-        write_atomically(path, lambda file: file.write(data))
-    except InputError:
-        if not path.exists():
-            raise
+    if not path.exists():
+        data = json.dumps(settings.to_json()).encode() + b'\n'
+        draft = os.path.join(aside, SETTINGS_FILE)
+        write_atomically(draft, lambda file: file.write(data), force=True)
+        # Shards start at the same time: the first one's settings stay.
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links
+            os.replace(draft, path)
     begun = FHSettings.of_folder(out)
     if begun != settings:
         raise InputError(
