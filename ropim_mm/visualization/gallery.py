@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,8 +18,15 @@ from PIL import Image
 from ..checkpoints import load_weights, read_checkpoint
 from ..datasets.transforms.loading import decode_image
 from ..engine.distributed import LaunchError
-from .reconstruction import EXPLAINERS, Panel, explain, input_channels
-from .sheets import Cell, Row, draw_sheet
+from .reconstruction import (
+    EXPLAINERS,
+    Details,
+    Explanation,
+    Panel,
+    explain,
+    input_channels,
+)
+from .sheets import Cell, Row, draw_sheet, stack_sheets
 
 # What a folder is searched for. A file given by name may have any ending.
 IMAGE_ENDINGS = (
@@ -158,6 +165,7 @@ class Gallery:
     def __post_init__(self) -> None:
         self.out = Path(self.out)
         self._columns: list[tuple[str, str]] = []
+        self._note = ''
         self._rows: list[Row] = []
 
     def draw(self, root: Path, files: list[Path]) -> Iterator[str]:
@@ -190,35 +198,36 @@ class Gallery:
                 self.unreadable.append((file, f'{error}'))
                 yield f'{file} cannot be read: {error}; left out'
                 continue
-            panels = explain(self.model, [image], [self.seed + i])
-            target = self._save(name, self._sheet(panels, label))
+            found = explain(self.model, [image], [self.seed + i])
+            target = self._save(name, self._sheet(found, label))
             self.written.append(target)
             yield f'{label} -> {target}'
         if self._rows:
             overview = draw_sheet(
-                self._columns, self._rows, side=128, note=_NOTE, shrink=True
+                self._columns,
+                self._rows,
+                side=128,
+                note=self._note,
+                shrink=True,
             )
             self._save(OVERVIEW, overview)
 
-    def _sheet(self, panels: list[Panel], label: str) -> np.ndarray:
-        self._columns = [(panel.title, panel.formula) for panel in panels]
-        cells = [
-            Cell(
-                panel.images()[0],
-                f'differs by {panel.distance(panels[0])[0]:.1f}'
-                if panel.compare
-                else '',
-            )
-            for panel in panels
-        ]
+    def _sheet(self, found: Explanation, label: str) -> np.ndarray:
+        self._note = '; '.join(filter(None, (found.note, _NOTE)))
+        self._columns = _columns(found.panels)
+        cells = _cells(found.panels, found.panels[0])
         self._rows.append(Row(cells, label))
-        return draw_sheet(
-            self._columns,
-            [Row(cells)],
-            side=256,
-            title=label,
-            note=_NOTE,
-        )
+        parts = [
+            draw_sheet(
+                self._columns,
+                [Row(cells)],
+                side=256,
+                title=label,
+                note=self._note,
+            ),
+            *map(_table, found.details),
+        ]
+        return stack_sheets(parts)
 
     def _save(self, name: str, sheet: np.ndarray) -> Path:
         target = self.out / f'{name}.png'
@@ -228,6 +237,29 @@ class Gallery:
         Image.fromarray(sheet).save(partial, format='png')
         os.replace(partial, target)
         return target
+
+
+def _columns(panels: Sequence[Panel]) -> list[tuple[str, str]]:
+    return [(panel.title, panel.formula) for panel in panels]
+
+
+def _cells(panels: Sequence[Panel], first: Panel) -> list[Cell]:
+    """The only image of each panel, with what there is to say below it."""
+    cells = []
+    for panel in panels:
+        caption = panel.captions[0] if panel.captions else ''
+        if panel.compare:
+            caption = f'differs by {panel.distance(first)[0]:.1f}'
+        cells.append(Cell(panel.images()[0], caption))
+    return cells
+
+
+def _table(details: Details) -> np.ndarray:
+    rows = [
+        Row(_cells(panels, panels[0]), label) for label, panels in details.rows
+    ]
+    columns = _columns(details.rows[0][1])
+    return draw_sheet(columns, rows, side=160, title=details.title)
 
 
 def sheet_names(root: Path, files: list[Path]) -> list[str]:

@@ -137,6 +137,25 @@ def draw_sheet(
     return np.array(sheet)
 
 
+def stack_sheets(sheets: Sequence[np.ndarray]) -> np.ndarray:
+    """Sheets below each other, as wide as the widest.
+
+    Args:
+        sheets: At least one, (H, W, 3) uint8 each.
+
+    Returns:
+        (sum of H, largest W, 3) uint8.
+    """
+    width = max(sheet.shape[1] for sheet in sheets)
+    parts = []
+    for sheet in sheets:
+        shape = (sheet.shape[0], width, 3)
+        part = np.full(shape, _BACKGROUND, dtype=np.uint8)
+        part[:, : sheet.shape[1]] = sheet
+        parts.append(part)
+    return np.concatenate(parts)
+
+
 def _scale(longer: int, side: int, shrink: bool) -> float:
     """What to multiply sides by: a whole number when enlarging."""
     if longer <= side:

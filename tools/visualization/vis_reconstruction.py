@@ -1,8 +1,13 @@
 """Draw what a pretraining method was shown of images and what it predicted.
 
-For ROPIM, per image: input, the projected image that the model was shown,
-what the projection removed, the prediction, and the projected image completed
-by the prediction. Writes OUT/<name>.png for each image and OUT/overview.png.
+Per image, the input, what the model was shown, what it predicted and the two
+composed, and below that
+  ROPIM   what the projection removed, in the same row
+  LoMaR   each window
+  R-MAE   each region: the map, its visible part, the prediction
+  ConMIM  whether masked patches find their place in the other view, and of
+          some of them the similarity to all patches of it
+Writes OUT/<name>.png for each image and OUT/overview.png.
 """
 
 import argparse
@@ -29,7 +34,8 @@ def parse_args() -> argparse.Namespace:
         '--seed',
         type=int,
         default=0,
-        help='another one draws other projections; default: 0',
+        help='another one draws other projections, windows or masks; default: '
+        '0',
     )
     parser.add_argument(
         '--device', help='for instance cpu or cuda:1; default: the best'

@@ -1,21 +1,21 @@
 """What a pretraining method was shown of an image, and what it predicted.
 
 An :class:`Explainer` knows the pictures of one method; :func:`explain` finds
-the one for a model. A new method adds a class here:
+the one for a model. A new method adds a file here:
 
 .. code-block:: python
 
     @EXPLAINERS.register(MyMethod)
     class MyMethodExplainer(Explainer):
-        def draw(self, model, image_size, generator): ...
-        def panels(self, model, inputs, samples, to_pixels): ...
+        def draw(self, model, pixels, generator): ...
+        def explain(self, model, inputs, samples, to_pixels): ...
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -24,9 +24,7 @@ from mmpretrain.structures import DataSample
 from PIL import Image, ImageOps
 from torch import nn
 
-from ..models.layers.patches import patchify, to_pair
-from ..models.layers.sketch import num_buckets, sample_sketch
-from ..models.methods.ropim import ROPIM
+from ...models.layers.patches import to_pair
 
 ToPixels = Callable[[torch.Tensor], torch.Tensor]
 
@@ -43,12 +41,14 @@ class Panel:
             projections and predictions are not bound to what a picture can
             show.
         compare: Whether its distance to the input says something.
+        captions: B texts for below it; none if empty.
     """
 
     title: str
     formula: str
     pixels: torch.Tensor
     compare: bool = False
+    captions: Sequence[str] = ()
 
     def images(self) -> np.ndarray:
         """(B, H, W, 3) uint8, clipped to what can be shown."""
@@ -64,6 +64,34 @@ class Panel:
         return difference.flatten(1).mean(1).tolist()
 
 
+@dataclass(frozen=True)
+class Details:
+    """More pictures of every image, a table of them an image.
+
+    Attributes:
+        title: What the table shows.
+        rows: A label and panels each; the same titles in all rows.
+    """
+
+    title: str
+    rows: Sequence[tuple[str, Sequence[Panel]]]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What there is to see of a batch.
+
+    Attributes:
+        panels: One row an image, the input first.
+        details: Tables for those who look at a single image.
+        note: How to read the pictures, a sentence or two.
+    """
+
+    panels: Sequence[Panel]
+    details: Sequence[Details] = field(default=())
+    note: str = ''
+
+
 class Explainer(ABC):
     """The pictures of one method."""
 
@@ -71,27 +99,27 @@ class Explainer(ABC):
     def draw(
         self,
         model: BaseSelfSupervisor,
-        image_size: tuple[int, int],
+        pixels: np.ndarray,
         generator: torch.Generator,
     ) -> DataSample:
         """The random decisions of one image, as fields of a data sample.
 
         Args:
             model: The method's algorithm.
-            image_size: (height, width) in pixels.
+            pixels: The image, (C, H, W) uint8, from which fields may be made.
             generator: The only source of randomness; on the CPU, so that
                 pictures are the same on every device.
         """
 
     @abstractmethod
-    def panels(
+    def explain(
         self,
         model: BaseSelfSupervisor,
         inputs: torch.Tensor,
         samples: list[DataSample],
         to_pixels: ToPixels,
-    ) -> list[Panel]:
-        """The pictures of a batch, the input first.
+    ) -> Explanation:
+        """The pictures of a batch.
 
         Args:
             model: The method's algorithm, in evaluation mode.
@@ -138,84 +166,11 @@ class _Explainers:
 EXPLAINERS = _Explainers()
 
 
-@EXPLAINERS.register(ROPIM)
-class ROPIMExplainer(Explainer):
-    """Input, kept and removed subspace, prediction, kept + predicted.
-
-    The encoder projects embedded patches. Embedding is linear, so but for
-    its bias it is shown the embedding of the projected image P x, which is
-    what the picture shows. In a picture of a subspace the mean colour of the
-    data stands for zero.
-    """
-
-    def draw(
-        self,
-        model: ROPIM,
-        image_size: tuple[int, int],
-        generator: torch.Generator,
-    ) -> DataSample:
-        """A sketch: ``sketch_hash`` (L,) and ``sketch_sign`` (L,)."""
-        rows, columns = model.head.patch_size
-        length = (image_size[0] // rows) * (image_size[1] // columns)
-        size = num_buckets(length, model.sketch_ratio)
-        buckets, signs = sample_sketch(1, length, size, generator=generator)
-        sample = DataSample()
-        sample.set_field(buckets[0], 'sketch_hash')
-        sample.set_field(signs[0], 'sketch_sign')
-        return sample
-
-    def panels(
-        self,
-        model: ROPIM,
-        inputs: torch.Tensor,
-        samples: list[DataSample],
-        to_pixels: ToPixels,
-    ) -> list[Panel]:
-        """Five pictures; with ``complement_input`` the subspaces swap."""
-        kept, removed = model.projections(inputs, samples)
-        target = patchify(inputs, model.head.patch_size)
-        predicted = model.reconstruct(inputs, kept).to(target.dtype)
-        lost = removed(target)
-        shown = target if kept is None else kept(target)
-        composed = target - lost + removed(predicted)
-
-        names = ('P', '(I - P)')
-        if model.complement_input:
-            names = names[::-1]
-        rest, gone = names
-        pictures = (
-            ('input', 'x', inputs, False),
-            (
-                'shown to the model',
-                'x' if kept is None else f'{rest} x',
-                shown,
-                True,
-            ),
-            ('removed', f'{gone} x', lost, False),
-            ('predicted', 'y', predicted, True),
-            ('shown + predicted', f'{rest} x + {gone} y', composed, True),
-        )
-        size = tuple(inputs.shape[-2:])
-        return [
-            Panel(
-                title,
-                formula,
-                to_pixels(
-                    picture
-                    if picture.ndim == 4
-                    else model.to_image(picture, size)
-                ),
-                compare,
-            )
-            for title, formula, picture, compare in pictures
-        ]
-
-
 def explain(
     model: BaseSelfSupervisor,
     images: Sequence[np.ndarray],
     seeds: Sequence[int],
-) -> list[Panel]:
+) -> Explanation:
     """Show images to a pretrained model.
 
     The model is put into evaluation mode for it (no drop path) and back. Its
@@ -230,7 +185,7 @@ def explain(
             image always give the same picture, whatever the batch.
 
     Returns:
-        list[Panel]: The input first.
+        Explanation: What the model's explainer has to show.
 
     Raises:
         ValueError: The model has no explainer, works on other than 1 or 3
@@ -244,19 +199,19 @@ def explain(
         )
     size = to_pair(model.backbone.img_size)
     channels = input_channels(model)
-    pixels = torch.stack(
-        [torch.from_numpy(fit_image(i, size, channels)) for i in images]
-    )
+    pixels = [fit_image(image, size, channels) for image in images]
     samples = [
-        explainer.draw(model, size, torch.Generator().manual_seed(seed))
-        for seed in seeds
+        explainer.draw(model, each, torch.Generator().manual_seed(seed))
+        for each, seed in zip(pixels, seeds, strict=True)
     ]
     training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            inputs = normalize(model.data_preprocessor, pixels)
-            return explainer.panels(
+            inputs = normalize(
+                model.data_preprocessor, torch.from_numpy(np.stack(pixels))
+            )
+            return explainer.explain(
                 model,
                 inputs,
                 samples,
