@@ -6,6 +6,7 @@ import torch
 from mmpretrain.models.utils import SelfSupDataPreprocessor
 
 import tiny_models
+from ropim_mm.datasets.regions import felzenszwalb_maps
 from ropim_mm.models.layers.patches import patchify
 from ropim_mm.visualization import EXPLAINERS, explain
 from ropim_mm.visualization.reconstruction.marking import (
@@ -244,16 +245,16 @@ def test_rmae_without_regions_or_without_pixels(pictures):
 
 
 def test_rmae_regions_are_segments_of_the_picture():
+    """The scale of the label maps for 224 px, in proportion to the size."""
     picture = np.zeros((*SIZE, 3), np.uint8)
     picture[:, 24:] = 255
-    model = make('rmae')
-    (sample,) = draws(model, [picture], [0])
-    left = torch.zeros(SIZE, dtype=torch.bool)
-    left[:, :24] = True
-    # The segmentation smooths the picture first, and the border moves.
-    agreement = [(r == left).float().mean().item() for r in sample.regions]
-    assert min(agreement) < 0.1 and max(agreement) > 0.9
-    assert torch.equal(sample.regions[0], ~sample.regions[1])
+    scale = round(1000 * 32 * 48 / 224**2)
+    (segments,) = felzenszwalb_maps(picture, [scale], [scale])
+    (sample,) = draws(make('rmae'), [picture], [0])
+    for region in sample.regions.numpy():
+        (label,) = np.unique(segments[region])
+        np.testing.assert_array_equal(region, segments == label)
+    assert not torch.equal(*sample.regions)
 
 
 def test_conmim_says_which_patches_are_right(pictures):
