@@ -8,6 +8,7 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
+import tiny_models
 from ropim_mm.checkpoints import CheckpointError
 from ropim_mm.engine.distributed import LaunchError
 from ropim_mm.visualization import Gallery, find_images, load_model, read_image
@@ -92,6 +93,29 @@ def test_gallery(make_model, tmp_path):
     assert before == {name: (out / name).read_bytes() for name in expected}
     list(Gallery(make_model(), out, seed=4).draw(root, files))
     assert before['good.png'] != (out / 'good.png').read_bytes()
+
+
+@pytest.mark.parametrize('method', tiny_models.METHODS)
+def test_all_methods(method, tmp_path):
+    """From a config and the checkpoint of a run to the sheets."""
+    config, weights = tmp_path / 'config.py', tmp_path / 'epoch_1.pth'
+    config.write_text(tiny_models.config_text(method, tmp_path / 'in'))
+    trained = tiny_models.build(method)
+    torch.save(dict(state_dict=trained.state_dict()), weights)
+    model = load_model(Config.fromfile(config), str(weights), 'cpu')
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, trained.state_dict()[name])
+    files = [save(tmp_path / 'in' / f'{i}.png', (i, 90, 9)) for i in (50, 200)]
+    out = tmp_path / 'out'
+    lines = list(Gallery(model, out).draw(tmp_path / 'in', files))
+    assert len(lines) == 2
+    sheets = [np.array(Image.open(out / f'{i}.png')) for i in (50, 200)]
+    overview = np.array(Image.open(out / 'overview.png'))
+    # The row of pictures, 256 pixels high, then a table of those of 160.
+    rows = dict(ropim=0, lomar=2, rmae=2, conmim=4)[method]
+    for sheet in sheets:
+        assert 256 + 160 * rows < sheet.shape[0] < 450 + 200 * rows
+    assert overview.shape[0] < 2 * 128 + 120
 
 
 def test_images_are_not_overwritten(make_model, tmp_path):

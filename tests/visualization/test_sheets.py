@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ropim_mm.visualization import Cell, Row, draw_sheet
+from ropim_mm.visualization import Cell, Row, draw_sheet, stack_sheets
 
 COLUMNS = [('one', ''), ('two', 'x + y')]
 
@@ -83,3 +83,11 @@ def test_wrong_number_of_pictures():
         draw_sheet(COLUMNS, [Row(cells)])
     with pytest.raises(ValueError, match='at least one row'):
         draw_sheet(COLUMNS, [])
+
+
+def test_sheets_below_each_other():
+    stacked = stack_sheets([picture(2, 3, 7), picture(4, 5, 9)])
+    assert stacked.shape == (6, 5, 3)
+    assert (stacked[:2, :3] == 7).all()
+    assert (stacked[:2, 3:] == 255).all()
+    assert (stacked[2:] == 9).all()
