@@ -98,15 +98,13 @@ def draw_sheet(
     top = gap + (line + gap // 2 if title else 0)
     heading = line * (2 if any(formula for _, formula in columns) else 1)
     step = height + (line if captioned else 0) + gap
+    whole = left + len(columns) * (wide + gap)
+    notes = _wrap(note, small, whole - 2 * gap, measure)
     sheet = Image.new(
         'RGB',
         (
-            left + len(columns) * (wide + gap),
-            top
-            + heading
-            + gap // 2
-            + len(rows) * step
-            + (line if note else 0),
+            whole,
+            top + heading + gap // 2 + len(rows) * step + len(notes) * line,
         ),
         _BACKGROUND,
     )
@@ -132,8 +130,8 @@ def draw_sheet(
             _centred(
                 draw, x, y + height + 2, wide, cell.caption, small, _FAINT
             )
-    if note:
-        draw.text((gap, sheet.height - line), note, _FAINT, small)
+    for i, words in enumerate(reversed(notes), start=1):
+        draw.text((gap, sheet.height - i * line), words, _FAINT, small)
     return np.array(sheet)
 
 
@@ -187,6 +185,18 @@ def _centred(draw, left, top, width, words, font, colour) -> None:
     if words:
         offset = (width - draw.textlength(words, font)) / 2
         draw.text((left + offset, top), words, colour, font)
+
+
+def _wrap(words: str, font, width: float, draw) -> list[str]:
+    """Lines that fit; a single word may be longer."""
+    lines = []
+    for word in words.split():
+        longer = f'{lines[-1]} {word}' if lines else word
+        if lines and draw.textlength(longer, font) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
 
 
 def _shorten(words: str, font, width: float, draw) -> str:

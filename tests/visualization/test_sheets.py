@@ -91,3 +91,17 @@ def test_sheets_below_each_other():
     assert (stacked[:2, :3] == 7).all()
     assert (stacked[:2, 3:] == 255).all()
     assert (stacked[2:] == 9).all()
+
+
+def test_long_notes_are_wrapped():
+    row = Row([Cell(picture(8, 8, 0)), Cell(picture(8, 8, 0))])
+    one = draw_sheet(COLUMNS, [row], side=50, note='short')
+    three = draw_sheet(COLUMNS, [row], side=50, note='some more words ' * 6)
+    none = draw_sheet(COLUMNS, [row], side=50)
+    line = one.shape[0] - none.shape[0]
+    assert line > 10
+    assert (three.shape[0] - none.shape[0]) % line == 0
+    assert three.shape[0] > one.shape[0] + line
+    assert three.shape[1] == none.shape[1]
+    # Nothing is written over the right edge.
+    assert (three[none.shape[0] :, -3:] == 255).all()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from mmpretrain.structures import DataSample
@@ -12,17 +10,7 @@ from ...models.layers.patches import grid_of, patchify, unpatchify
 from ...models.layers.windows import sample_windows
 from ...models.methods.lomar import LoMaR
 from .base import EXPLAINERS, Details, Explainer, Explanation, Panel, ToPixels
-from .marking import fade, over_pixels
-
-
-@dataclass(frozen=True)
-class _Windows:
-    """Patches of the windows, (B, M, P, d), in the model's numbers."""
-
-    truth: torch.Tensor
-    shown: torch.Tensor
-    predicted: torch.Tensor
-    composed: torch.Tensor
+from .marking import NORMALIZED, fade
 
 
 @EXPLAINERS.register(LoMaR)
@@ -30,9 +18,9 @@ class LoMaRExplainer(Explainer):
     """Windows as shown, predictions in their places, both composed.
 
     Masked patches have the mean colour of the data; what lies in no window is
-    faded. Where windows overlap, a later one lies on top. Of models that
-    predict normalised patches, predictions get mean and variance of the true
-    patches back.
+    faded, and so is, beside predictions, what was visible. Where windows
+    overlap, a later one lies on top. Of models that predict normalised
+    patches, predictions get mean and variance of the true patches back.
     """
 
     def draw(
@@ -65,91 +53,109 @@ class LoMaRExplainer(Explainer):
     ) -> Explanation:
         """Four pictures of the image, and four of each window."""
         seen = model.reconstruct(inputs, samples)
-        windows = self._windows(model, seen)
-        grid = grid_of(tuple(inputs.shape[-2:]), model.backbone.patch_size)
-        pixels = to_pixels(inputs)
-        inside = torch.zeros(len(inputs), grid[0] * grid[1], dtype=torch.bool)
-        inside.scatter_(1, seen.ids.flatten(1).cpu(), True)
-        inside = over_pixels(inside, grid, model.backbone.patch_size)
-
-        def in_place(patches: torch.Tensor) -> torch.Tensor:
-            picture = self._paint(model, inputs, seen.ids, patches, grid)
-            return torch.where(inside, to_pixels(picture), fade(pixels))
-
-        composed = to_pixels(
-            self._paint(model, inputs, seen.ids, windows.composed, grid)
-        )
-        panels = [
-            Panel('input', '', pixels),
-            Panel('windows as shown', '', in_place(windows.shown)),
-            Panel('predicted', '', in_place(windows.predicted)),
-            Panel('shown + predicted', '', composed, compare=True),
-        ]
-        return Explanation(
-            panels,
-            [self._details(model, windows, to_pixels)],
-            'masked patches have the mean colour; what lies in no window is '
-            'faded',
-        )
-
-    @staticmethod
-    def _windows(model: LoMaR, seen) -> _Windows:
-        predicted = model.head.to_pixels(seen.pred, seen.patches)
         truth = seen.patches.float()
+        guess = model.head.to_pixels(seen.pred, seen.patches)
         masked = seen.mask.unsqueeze(-1)
         blank = torch.zeros_like(truth)
-        parts = (
-            truth,
-            torch.where(masked, blank, truth),
-            torch.where(masked, predicted, blank),
-            torch.where(masked, predicted, truth),
+        shape = seen.ids.shape[:2]
+        masked, truth, shown, predicted, composed = (
+            part.unflatten(0, shape)
+            for part in (
+                masked.expand_as(truth),
+                truth,
+                torch.where(masked, blank, truth),
+                guess,
+                torch.where(masked, guess, truth),
+            )
         )
-        shape = seen.ids.shape
-        return _Windows(*(part.unflatten(0, shape[:2]) for part in parts))
 
-    @staticmethod
-    def _paint(
-        model: LoMaR,
-        inputs: torch.Tensor,
-        ids: torch.Tensor,
-        patches: torch.Tensor,
-        grid: tuple[int, int],
-    ) -> torch.Tensor:
-        """Images with the windows' patches (B, M, P, d) in their places."""
-        size = model.backbone.patch_size
-        canvas = patchify(inputs, size, channels_last=True).float()
-        for window in range(ids.shape[1]):
-            index = ids[:, window].unsqueeze(-1).expand_as(patches[:, window])
-            canvas = canvas.scatter(1, index, patches[:, window])
-        return unpatchify(canvas, size, grid, channels_last=True)
+        def in_place(
+            patches: torch.Tensor, ground: torch.Tensor = inputs
+        ) -> torch.Tensor:
+            return _paint(model, ground, seen.ids, patches)
 
-    @staticmethod
-    def _details(
-        model: LoMaR, windows: _Windows, to_pixels: ToPixels
-    ) -> Details:
-        def panel(
-            title: str, patches: torch.Tensor, window: int, compare: bool
-        ) -> Panel:
-            picture = unpatchify(
-                patches[:, window],
+        nothing = torch.zeros_like(inputs)
+        inside = in_place(torch.ones_like(truth), nothing).cpu() > 0
+        hidden = in_place(masked.float(), nothing).cpu() > 0
+        pixels = to_pixels(inputs)
+        pale = fade(pixels)
+        panels = [
+            Panel('input', '', pixels),
+            Panel(
+                'windows as shown',
+                '',
+                torch.where(inside, to_pixels(in_place(shown)), pale),
+            ),
+            Panel(
+                'predicted',
+                '',
+                torch.where(hidden, to_pixels(in_place(predicted)), pale),
+            ),
+            Panel(
+                'shown + predicted',
+                '',
+                to_pixels(in_place(composed)),
+                compare=True,
+            ),
+        ]
+
+        def window(patches: torch.Tensor, number: int) -> torch.Tensor:
+            return unpatchify(
+                patches[:, number],
                 model.backbone.patch_size,
                 model.window_grid,
                 channels_last=True,
             )
-            return Panel(title, '', to_pixels(picture), compare)
 
-        return Details(
-            'windows',
-            [
+        rows = []
+        for number in range(shape[1]):
+            original, visible, painted, both = (
+                to_pixels(window(part, number))
+                for part in (truth, shown, predicted, composed)
+            )
+            where = window(masked, number).cpu()
+            rows.append(
                 (
-                    f'window {window + 1}',
+                    f'window {number + 1}',
                     [
-                        panel('original', windows.truth, window, False),
-                        panel('as shown', windows.shown, window, False),
-                        panel('predicted', windows.predicted, window, False),
-                        panel('composed', windows.composed, window, True),
+                        Panel('original', '', original),
+                        Panel('as shown', '', visible),
+                        Panel(
+                            'predicted',
+                            '',
+                            torch.where(where, painted, fade(original)),
+                        ),
+                        Panel('shown + predicted', '', both, compare=True),
                     ],
                 )
-                for window in range(windows.truth.shape[1])
-            ],
-        )
+            )
+        note = 'masked patches have the mean colour, the rest is faded'
+        if model.head.norm_pix:
+            note += f'; {NORMALIZED}'
+        return Explanation(panels, [Details('windows', rows)], note)
+
+
+def _paint(
+    model: LoMaR,
+    inputs: torch.Tensor,
+    ids: torch.Tensor,
+    patches: torch.Tensor,
+) -> torch.Tensor:
+    """Images with the windows' patches in their places.
+
+    Args:
+        model: The algorithm.
+        inputs: (B, C, H, W).
+        ids: int64 (B, M, P), patches of each window.
+        patches: (B, M, P, d), values ordered (row, column, channel).
+
+    Returns:
+        (B, C, H, W) float32
+    """
+    size = model.backbone.patch_size
+    canvas = patchify(inputs, size, channels_last=True).float()
+    for window in range(ids.shape[1]):
+        index = ids[:, window].unsqueeze(-1).expand_as(patches[:, window])
+        canvas = canvas.scatter(1, index, patches[:, window])
+    grid = grid_of(tuple(inputs.shape[-2:]), size)
+    return unpatchify(canvas, size, grid, channels_last=True)

@@ -9,6 +9,12 @@ import torch
 
 from ...models.layers.patches import Size, to_pair
 
+# For the notes below pictures of models that predict normalised patches.
+NORMALIZED = (
+    'predictions are of normalised patches: mean and contrast of each are the '
+    'true ones'
+)
+
 GREEN, RED, BLUE = (30, 160, 60), (215, 45, 40), (40, 90, 220)
 
 # Dark blue over green to yellow; even steps look even, and in grey as well.

@@ -11,7 +11,7 @@ from ...datasets.regions import felzenszwalb_maps
 from ...models.layers.patches import grid_of, unpatchify
 from ...models.methods.rmae import RMAE
 from .base import EXPLAINERS, Details, Explainer, Explanation, Panel, ToPixels
-from .marking import fade, over_pixels
+from .marking import NORMALIZED, fade, over_pixels
 
 # Scale and smallest size of segments, at this many pixels, as of the label
 # maps for ImageNet.
@@ -95,11 +95,10 @@ class RMAEExplainer(Explainer):
             logits = found['regions'].float().cpu()
             where = over_pixels(found['region_mask'].cpu(), grid, patch)
             details.append(self._details(model, regions, logits, where, grid))
-        return Explanation(
-            panels,
-            details,
-            'hidden patches have the mean colour, those of regions are grey',
-        )
+        note = 'hidden patches have the mean colour, those of regions are grey'
+        if model.with_neck and model.head.norm_pix:
+            note += f'; {NORMALIZED}'
+        return Explanation(panels, details, note)
 
     @staticmethod
     def _details(
