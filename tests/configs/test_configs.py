@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from config_checks import CONFIGS, configs_of, load, methods
+from ropim_mm.evaluation.benchmark_loader import training_pipeline
 
 ALL = [name for method in methods() for name in configs_of(method)]
 PRETRAIN = [name for name in ALL if '/benchmarks/' not in name]
@@ -66,7 +67,7 @@ def test_what_all_share(name):
     assert cfg.optim_wrapper.dtype == 'bfloat16'
     hooks = [hook.type for hook in cfg.custom_hooks]
     assert hooks[0] == 'ropim_mm.CheckpointCoverageHook'
-    skips = cfg.train_dataloader.dataset.pipeline[0].get('on_error') == 'skip'
+    skips = training_pipeline(cfg)[0].get('on_error') == 'skip'
     assert ('ropim_mm.SkippedImagesHook' in hooks) is skips
     assert ('custom' in name) is skips
     by_epoch = cfg.train_cfg.get('by_epoch', True)

@@ -66,6 +66,11 @@ def steps(pipeline: list[dict]) -> dict[str, dict]:
     return {step['type']: step for step in pipeline}
 
 
+def joined(dataset: dict) -> list[dict]:
+    """The data sets that a ``ConcatDataset`` joins; else the one given."""
+    return dataset.get('datasets', [dataset])
+
+
 def build_on_meta(cfg: Config) -> torch.nn.Module:
     """The config's model, without memory for its weights."""
     with torch.device('meta'):
@@ -225,17 +230,17 @@ def shrink(cfg: Config, root: Path, side: int = SIDE) -> None:
             continue
         loader.update(batch_size=2, num_workers=0, persistent_workers=False)
         loader.pin_memory = False
-        dataset = loader.dataset
-        if 'zip_file' in dataset:
-            dataset.zip_file = str(root / 'images.zip')
-        else:
-            dataset.data_root = str(root)
-        if name == 'train':
-            dataset.indices = 4
-        for step in dataset.pipeline:
-            for key in ('scale', 'crop_size'):
-                if key in step:
-                    step[key] = side + (step['type'] == 'ResizeEdge') * 4
+        for dataset in joined(loader.dataset):
+            if 'zip_file' in dataset:
+                dataset.zip_file = str(root / 'images.zip')
+            else:
+                dataset.data_root = str(root)
+            if name == 'train':
+                dataset.indices = 4
+            for step in dataset.pipeline:
+                for key in ('scale', 'crop_size'):
+                    if key in step:
+                        step[key] = side + (step['type'] == 'ResizeEdge') * 4
     if cfg.train_cfg.get('by_epoch', True):
         cfg.train_cfg.max_epochs = 1
     else:
@@ -296,7 +301,8 @@ def check_pretraining_runs(
     if 'custom' in name:  # only there is a broken image left out
         cfg.train_dataloader.dataset.data_prefix = 'train'
     else:
-        cfg.train_dataloader.dataset.indices = [-4, -3, -2, -1]
+        for dataset in joined(cfg.train_dataloader.dataset):
+            dataset.indices = [-4, -3, -2, -1]
     if change is not None:
         change(cfg)
     check_steps(cfg, run(cfg, work_dir))
