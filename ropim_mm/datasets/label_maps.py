@@ -28,6 +28,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -140,32 +141,32 @@ class LabelMaps:
         return maps.astype(np.min_scalar_type(int(maps.max(initial=0))))
 
     @cached_property
-    def _regions(self) -> list[tuple[np.ndarray, list[np.ndarray]]]:
-        """A layer: the values that occur, and per region the ones it has.
-
-        Regions are those of :func:`~ropim_mm.datasets.regions.binary_regions`
-        in its order.
-        """
+    def _present(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of each layer, the pixels in one piece, and the values there are."""
         found = []
         for table, layer in zip(self.tables, self.layers, strict=True):
-            values = np.bincount(layer.ravel(), minlength=table.shape[1])
-            values = values.nonzero()[0]
-            regions = []
-            for labels in table[:, values]:
-                order = np.argsort(labels, kind='stable')
-                labels = labels[order]
-                ends = (labels[1:] != labels[:-1]).nonzero()[0] + 1
-                parts = np.split(values[order], ends)
-                if len(labels) and labels[0] == NO_REGION:
-                    parts = parts[1:]
-                regions += [part for part in parts if len(part)]
-            found.append((values, regions))
+            layer = np.ascontiguousarray(layer)
+            found.append((layer, _values(layer, table.shape[1])))
+        return found
+
+    @cached_property
+    def _labels(self) -> list[tuple[int, int, np.ndarray]]:
+        """Of each map, its layer, its row there and its labels, ascending.
+
+        Together they are the regions of
+        :func:`~ropim_mm.datasets.regions.binary_regions`, in its order.
+        """
+        found = []
+        for k, (_, values) in enumerate(self._present):
+            for row, labels in enumerate(self.tables[k][:, values]):
+                labels = np.unique(labels)
+                found.append((k, row, labels[labels != NO_REGION]))
         return found
 
     @property
     def num_regions(self) -> int:
         """How many regions :meth:`masks` can give."""
-        return sum(len(regions) for _, regions in self._regions)
+        return sum(len(labels) for _, _, labels in self._labels)
 
     def touched(self, patch_size: Size) -> np.ndarray:
         """Which patches each region has a pixel in, bool (n, L).
@@ -179,23 +180,49 @@ class LabelMaps:
             np.arange(self.shape[0])[:, None] // rows * w
             + np.arange(self.shape[1]) // columns
         )
-        out = np.zeros((self.num_regions, h * w), dtype=np.bool_)
-        place = 0
-        for (values, regions), layer in zip(
-            self._regions, self.layers, strict=True
-        ):
-            if not len(values):
-                continue
+        seen = []
+        for layer, values in self._present:
             # Consecutive numbers for the values, so that what follows is no
             # larger than it must be.
             number = np.zeros(int(values[-1]) + 1, dtype=np.int64)
-            number[values] = np.arange(len(values))
-            seen = np.zeros(len(values) * h * w, dtype=np.bool_)
-            seen[np.take(number * (h * w), layer) + patch] = True
-            seen = seen.reshape(len(values), h * w)
-            for region in regions:
-                out[place] = seen[number[region]].any(axis=0)
-                place += 1
+            number[values] = np.arange(len(values)) * (h * w)
+            hits = np.zeros(len(values) * h * w, dtype=np.bool_)
+            hits[np.take(number, layer) + patch] = True
+            seen.append(hits.reshape(len(values), h * w))
+        out = [np.zeros((0, h * w), dtype=np.bool_)]
+        for k, row, labels in self._labels:
+            mine = self.tables[k][row, self._present[k][1]]
+            order = np.argsort(mine, kind='stable')
+            first = np.searchsorted(mine, labels, sorter=order)
+            if len(labels):
+                out.append(np.logical_or.reduceat(seen[k][order], first))
+        return np.concatenate(out)
+
+    def planes(self, ids: Sequence[int]) -> np.ndarray:
+        """The regions of these numbers as bits, uint8 (ceil(R / 8), H, W).
+
+        Bit r of plane p is region ``ids[8 p + r]``, see
+        :func:`~ropim_mm.models.layers.bit_planes.unpack_bits`.
+
+        Args:
+            ids: R numbers below :attr:`num_regions`.
+        """
+        out = np.zeros((-(-len(ids) // 8), *self.shape), dtype=np.uint8)
+        ends = np.cumsum([len(labels) for _, _, labels in self._labels])
+        # For each plane and layer, the bits that a value stands for.
+        bits: dict[tuple[int, int], np.ndarray] = {}
+        for place, i in enumerate(ids):
+            m = int(np.searchsorted(ends, i, side='right'))
+            k, row, labels = self._labels[m]
+            label = labels[i - ends[m]]  # counted from the map's end
+            plane, bit = divmod(place, 8)
+            table = self.tables[k]
+            mine = bits.setdefault(
+                (plane, k), np.zeros(table.shape[1], dtype=np.uint8)
+            )
+            mine |= (table[row] == label).view(np.uint8) << np.uint8(bit)
+        for (plane, k), mine in bits.items():
+            out[plane] |= _look_up(mine, self._present[k][0])
         return out
 
     def masks(self, ids: Sequence[int]) -> np.ndarray:
@@ -204,29 +231,9 @@ class LabelMaps:
         Args:
             ids: R numbers below :attr:`num_regions`.
         """
-        out = np.empty((len(ids), *self.shape), dtype=np.bool_)
-        start = 0
-        for (values, regions), layer in zip(
-            self._regions, self.layers, strict=True
-        ):
-            mine = [
-                (place, regions[i - start])
-                for place, i in enumerate(ids)
-                if start <= i < start + len(regions)
-            ]
-            start += len(regions)
-            # Eight regions are looked up at once, as bits of a byte.
-            for first in range(0, len(mine), 8):
-                group = mine[first : first + 8]
-                bits = np.zeros(int(values[-1]) + 1, dtype=np.uint8)
-                for bit, (_, region) in enumerate(group):
-                    bits[region] |= np.uint8(1 << bit)
-                code = np.take(bits, layer)
-                for bit, (place, _) in enumerate(group):
-                    np.not_equal(code & np.uint8(1 << bit), 0, out=out[place])
-        return out
+        return _unpack(self.planes(ids), len(ids))
 
-    def select(
+    def select_bits(
         self,
         num_regions: int,
         patch_size: Size,
@@ -235,28 +242,7 @@ class LabelMaps:
         region_mask_ratio: float = 0.75,
         randperm: Randperm = torch.randperm,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As :func:`~ropim_mm.datasets.regions.select_regions`, much quicker.
-
-        Only the masks that are chosen are made, and patches are looked at
-        only where the choice depends on them.
-
-        Args:
-            num_regions: R.
-            patch_size: Side or (height, width) of a patch, in pixels.
-            sample_type: ``'random'`` or ``'random_fg'``.
-            filter_small_patches: Leave out what touches a single patch.
-            region_mask_ratio: Share of patches hidden from the region
-                encoder.
-            randperm: In place of :func:`torch.randperm`.
-
-        Returns:
-            Regions, bool (R, H, W), and for ``'random_fg'`` the permutation
-            of the patches, int64 (L,), else None.
-
-        Raises:
-            InputError: The patch does not divide the maps, or
-                ``sample_type`` is another word.
-        """
+        """As :meth:`select`, regions being uint8 (ceil(R / 8), H, W)."""
         check_sample_type(sample_type)
         h, w = patch_grid(self.shape, patch_size)
         touched = None
@@ -273,10 +259,60 @@ class LabelMaps:
             randperm,
         )
         if len(ids):
-            chosen = self.masks(ids.tolist())
+            chosen = self.planes(ids.tolist())
         else:
-            chosen = np.zeros((num_regions, *self.shape), dtype=np.bool_)
+            chosen = np.zeros((-(-num_regions // 8), *self.shape), np.uint8)
         return torch.from_numpy(chosen), shuffle_ids
+
+    def select(
+        self, num_regions: int, *args, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As :func:`~ropim_mm.datasets.regions.select_regions`, much quicker.
+
+        Only the masks that are chosen are made, and patches are looked at
+        only where the choice depends on them. Arguments after the first are
+        those of that function: ``patch_size``, ``sample_type``,
+        ``filter_small_patches``, ``region_mask_ratio``, ``randperm``.
+
+        Args:
+            num_regions: R.
+
+        Returns:
+            Regions, bool (R, H, W), and for ``'random_fg'`` the permutation
+            of the patches, int64 (L,), else None.
+
+        Raises:
+            InputError: The patch does not divide the maps, or
+                ``sample_type`` is another word.
+        """
+        planes, shuffle_ids = self.select_bits(num_regions, *args, **kwargs)
+        masks = _unpack(planes.numpy(), num_regions)
+        return torch.from_numpy(masks), shuffle_ids
+
+
+def _unpack(planes: np.ndarray, count: int) -> np.ndarray:
+    masks = np.empty((count, *planes.shape[1:]), dtype=np.bool_)
+    for number, mask in enumerate(masks):
+        bit = np.uint8(1 << number % 8)
+        np.not_equal(planes[number // 8] & bit, 0, out=mask)
+    return masks
+
+
+def _values(layer: np.ndarray, count: int) -> np.ndarray:
+    """The values below ``count`` that occur, ascending."""
+    # Of each run of one value the last pixel: counting all of them waits, in
+    # flat parts, for one counter again and again.
+    flat = layer.ravel()
+    last = np.append((flat[1:] != flat[:-1]).nonzero()[0], len(flat) - 1)
+    return np.bincount(flat[last], minlength=count).nonzero()[0]
+
+
+def _look_up(bits: np.ndarray, layer: np.ndarray) -> np.ndarray:
+    """``bits[layer]``, uint8."""
+    if layer.dtype == np.uint8:
+        # numpy would make eight bytes a pixel of the index first.
+        return cv2.LUT(layer, np.resize(bits, 256))
+    return np.take(bits, layer)
 
 
 def check_maps(maps: np.ndarray, name: str) -> None:

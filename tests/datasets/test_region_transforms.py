@@ -279,16 +279,16 @@ def test_regions_become_fields(sample_type):
 def test_packed_and_plain_are_the_same():
     image, labels = photo(64, 96)
     packed = []
-    for last in (
-        dict(type='ropim_mm.PackRegions'),
-        dict(type='PackInputs', algorithm_keys=('regions', 'shuffle_ids')),
-    ):
+    plain = dict(type='PackInputs', algorithm_keys=('regions', 'shuffle_ids'))
+    ours = dict(type='ropim_mm.PackRegions')
+    for as_bits, last in ((False, plain), (False, ours), (True, ours)):
         steps = Compose(
             [
                 dict(
                     type='ropim_mm.SelectRegions',
                     num_regions=9,
                     sample_type='random_fg',
+                    as_bits=as_bits,
                 ),
                 last,
             ]
@@ -301,11 +301,14 @@ def test_packed_and_plain_are_the_same():
         packed.append(default_collate(samples))
     from ropim_mm.models import RegionDataPreprocessor
 
-    ours, plain = (RegionDataPreprocessor()(batch) for batch in packed)
-    assert torch.equal(ours['inputs'], plain['inputs'])
-    for a, b in zip(ours['data_samples'], plain['data_samples'], strict=True):
-        assert torch.equal(a.regions, b.regions)
-        assert torch.equal(a.shuffle_ids, b.shuffle_ids)
+    expected, *others = (RegionDataPreprocessor()(batch) for batch in packed)
+    for found in others:
+        assert torch.equal(found['inputs'], expected['inputs'])
+        for a, b in zip(
+            found['data_samples'], expected['data_samples'], strict=True
+        ):
+            assert torch.equal(a.regions, b.regions)
+            assert torch.equal(a.shuffle_ids, b.shuffle_ids)
 
 
 def test_without_regions_there_is_no_field():

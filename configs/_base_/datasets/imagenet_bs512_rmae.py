@@ -29,6 +29,7 @@ train_pipeline = [
         patch_size=16,
         sample_type='random',
         filter_small_patches=False,
+        as_bits=True,
     ),
     dict(type='ropim_mm.PackRegions'),
 ]

@@ -7,7 +7,12 @@
         dict(type='ropim_mm.LoadRegions'),  # or ropim_mm.MakeRegions
         dict(type='ropim_mm.RandomResizedCrop', scale=224, ...),
         dict(type='RandomFlip', prob=0.5),
-        dict(type='ropim_mm.SelectRegions', num_regions=8, patch_size=16),
+        dict(
+            type='ropim_mm.SelectRegions',
+            num_regions=8,
+            patch_size=16,
+            as_bits=True,
+        ),
         dict(type='ropim_mm.PackRegions'),
     ]
     data_preprocessor = dict(type='ropim_mm.RegionDataPreprocessor', ...)
@@ -234,7 +239,9 @@ class SelectRegions(BaseTransform):
 
     **Added keys** (none with ``num_regions=0``)**:**
 
-    - regions: bool (R, H, W), all False where no region is left to choose
+    - regions: bool (R, H, W), all False where no region is left to choose;
+      with ``as_bits`` instead region_bits: uint8 (ceil(R / 8), H, W), where
+      bit r of plane p is region 8 p + r, and region_count: int, R
     - shuffle_ids: int64 (L,), only for ``'random_fg'``: a permutation of the
       patches, the first ones being visible
 
@@ -246,6 +253,7 @@ class SelectRegions(BaseTransform):
         filter_small_patches: Leave out regions that touch a single patch.
         region_mask_ratio: Share of patches hidden from the region encoder,
             in (0, 1), the same as the model's. Only ``'random_fg'`` reads it.
+        as_bits: Give bits, for :class:`PackRegions`; masks are never made.
 
     Raises:
         InputError: A setting is out of range; by :meth:`transform`, there
@@ -259,6 +267,7 @@ class SelectRegions(BaseTransform):
         sample_type: str = 'random',
         filter_small_patches: bool = False,
         region_mask_ratio: float = 0.75,
+        as_bits: bool = False,
     ) -> None:
         check_sample_type(sample_type)
         if num_regions < 0:
@@ -276,6 +285,7 @@ class SelectRegions(BaseTransform):
         self.sample_type = sample_type
         self.filter_small_patches = filter_small_patches
         self.region_mask_ratio = region_mask_ratio
+        self.as_bits = as_bits
 
     def transform(self, results: dict) -> dict:
         """Replace the label maps by ``regions`` and ``shuffle_ids``."""
@@ -289,14 +299,20 @@ class SelectRegions(BaseTransform):
                 f'{results.get("img_path")}; put ropim_mm.LoadRegions or '
                 'ropim_mm.MakeRegions before it'
             )
-        regions, shuffle_ids = LabelMaps(index, tables).select(
+        maps = LabelMaps(index, tables)
+        select = maps.select_bits if self.as_bits else maps.select
+        regions, shuffle_ids = select(
             self.num_regions,
             self.patch_size,
             self.sample_type,
             self.filter_small_patches,
             self.region_mask_ratio,
         )
-        results['regions'] = regions
+        if self.as_bits:
+            results['region_bits'] = regions
+            results['region_count'] = self.num_regions
+        else:
+            results['regions'] = regions
         if shuffle_ids is not None:
             results['shuffle_ids'] = shuffle_ids
         return results
@@ -307,7 +323,8 @@ class SelectRegions(BaseTransform):
             f'patch_size={self.patch_size}, '
             f'sample_type={self.sample_type!r}, '
             f'filter_small_patches={self.filter_small_patches}, '
-            f'region_mask_ratio={self.region_mask_ratio})'
+            f'region_mask_ratio={self.region_mask_ratio}, '
+            f'as_bits={self.as_bits})'
         )
 
 
@@ -325,7 +342,8 @@ class PackRegions(PackInputs):
     **Required keys:**
 
     - img, and what else MMPretrain's step takes
-    - regions (optional): bool tensor (R, H, W)
+    - regions (optional): bool tensor (R, H, W); or region_bits and
+      region_count, of ``SelectRegions(as_bits=True)``
     - shuffle_ids (optional): int64 tensor (L,)
 
     **Result:** ``inputs`` and ``data_samples`` as by MMPretrain's, and
@@ -341,6 +359,7 @@ class PackRegions(PackInputs):
         if 'regions' in results:
             packed['region_bits'] = pack_bits(results['regions'])
             packed['region_count'] = len(results['regions'])
-        if 'shuffle_ids' in results:
-            packed['shuffle_ids'] = results['shuffle_ids']
+        for key in ('region_bits', 'region_count', 'shuffle_ids'):
+            if key in results:
+                packed[key] = results[key]
         return packed
