@@ -1,6 +1,6 @@
 r"""R-MAE: Regions Meet Masked Autoencoders.
 
-Nguyen, Aggarwal, Jiang, Xie, Yao, Hariharan, He and Chen, ICLR 2024 (arXiv
+Nguyen, Aggarwal, Li, Oswald, Kirillov, Snoek and Chen, ICLR 2024 (arXiv
 2306.05411).
 
 An image and R binary maps of its regions are cut into the same patches, and
