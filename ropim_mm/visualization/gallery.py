@@ -259,7 +259,7 @@ def _table(details: Details) -> np.ndarray:
         Row(_cells(panels, panels[0]), label) for label, panels in details.rows
     ]
     columns = _columns(details.rows[0][1])
-    return draw_sheet(columns, rows, side=160, title=details.title)
+    return draw_sheet(columns, rows, side=200, title=details.title)
 
 
 def sheet_names(root: Path, files: list[Path]) -> list[str]:

@@ -208,9 +208,19 @@ def test_rmae_true_predictions(pictures, monkeypatch):
     ]
     for number, (_, row) in enumerate(found.details[0].rows):
         truth = 255 * regions[:, number : number + 1]
-        for panel in (row[0], row[2], row[3]):
+        assert titles(row) == [
+            'region in the input',
+            'region',
+            'shown',
+            'predicted',
+            'shown + predicted',
+        ]
+        inside = truth.expand_as(x) > 0
+        cut_out = torch.where(inside, x, fade(x))
+        assert torch.equal(row[0].pixels, cut_out)
+        for panel in (row[1], row[3], row[4]):
             torch.testing.assert_close(panel.pixels, truth, rtol=0, atol=0.01)
-        for caption in row[2].captions:
+        for caption in row[3].captions:
             assert caption in ('IoU where hidden 1.00', 'nothing there, none '
                                'found')  # fmt: skip
 
@@ -223,7 +233,7 @@ def test_rmae_hides_what_the_model_does_not_see(pictures):
     ids = torch.stack([s.shuffle_ids for s in samples])
     for count, picture, blank in (
         (4, shown, BLANK.expand_as(x)),
-        (8, found.details[0].rows[0][1][1].pixels, torch.tensor(127.5)),
+        (8, found.details[0].rows[0][1][2].pixels, torch.tensor(127.5)),
     ):
         mask = torch.ones(2, 16, dtype=torch.bool)
         mask.scatter_(1, ids[:, :count], False)

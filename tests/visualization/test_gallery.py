@@ -111,10 +111,11 @@ def test_all_methods(method, tmp_path):
     assert len(lines) == 2
     sheets = [np.array(Image.open(out / f'{i}.png')) for i in (50, 200)]
     overview = np.array(Image.open(out / 'overview.png'))
-    # The row of pictures, 256 pixels high, then a table of those of 160.
+    # The row of pictures, 256 pixels high, then a table of those of
+    # 192.
     rows = dict(ropim=0, lomar=2, rmae=2, conmim=4)[method]
     for sheet in sheets:
-        assert 256 + 160 * rows < sheet.shape[0] < 450 + 200 * rows
+        assert 256 + 192 * rows < sheet.shape[0] < 450 + 240 * rows
     assert overview.shape[0] < 2 * 128 + 120
 
 

@@ -62,7 +62,7 @@ class RMAEExplainer(Explainer):
         samples: list[DataSample],
         to_pixels: ToPixels,
     ) -> Explanation:
-        """Four pictures of the image, and three of each region."""
+        """Four pictures of the image, and five of each region."""
         found = model.predict(inputs, samples)
         patch = model.backbone.patch_size
         grid = grid_of(tuple(inputs.shape[-2:]), patch)
@@ -94,7 +94,9 @@ class RMAEExplainer(Explainer):
             regions = model.regions(inputs, samples).float().cpu()
             logits = found['regions'].float().cpu()
             where = over_pixels(found['region_mask'].cpu(), grid, patch)
-            details.append(self._details(model, regions, logits, where, grid))
+            details.append(
+                self._details(model, pixels, regions, logits, where, grid)
+            )
         note = 'hidden patches have the mean colour, those of regions are grey'
         if model.with_neck and model.head.norm_pix:
             note += f'; {NORMALIZED}'
@@ -103,6 +105,7 @@ class RMAEExplainer(Explainer):
     @staticmethod
     def _details(
         model: RMAE,
+        pixels: torch.Tensor,
         regions: torch.Tensor,
         logits: torch.Tensor,
         hidden: torch.Tensor,
@@ -112,6 +115,7 @@ class RMAEExplainer(Explainer):
 
         Args:
             model: The algorithm.
+            pixels: (B, C, H, W), the input's.
             regions: (B, R, H, W), 0 to 1.
             logits: (B, R, L, ph * pw).
             hidden: bool (B, 1, H, W), hidden from the region encoder.
@@ -129,6 +133,11 @@ class RMAEExplainer(Explainer):
                 (
                     f'region {number + 1}',
                     [
+                        Panel(
+                            'region in the input',
+                            '',
+                            torch.where(region > 0.5, pixels, fade(pixels)),
+                        ),
                         Panel('region', '', region * 255),
                         Panel('shown', '', shown * 255),
                         Panel(
