@@ -114,6 +114,9 @@ MODELS_OF: dict[str, Callable[..., dict]] = dict(
     ropim=_ropim, lomar=_lomar, rmae=_rmae, conmim=_conmim
 )
 METHODS = tuple(MODELS_OF)
+ENCODERS = dict(
+    ropim='ROPIMViT', lomar='LoMaRViT', rmae='RMAEViT', conmim='ConMIMViT'
+)
 # The class of a method's encoder in MMPretrain; LoMaR's is not there.
 IN_MMPRETRAIN = dict(
     ropim='BEiTViT', conmim='BEiTViT', rmae='VisionTransformer'
@@ -171,12 +174,9 @@ def shake(module: torch.nn.Module) -> None:
 
 def encoder(method: str, **options) -> torch.nn.Module:
     """The method's encoder as an ordinary backbone."""
-    kinds = dict(
-        ropim='ROPIMViT', lomar='LoMaRViT', rmae='RMAEViT', conmim='ConMIMViT'
-    )
     settings = dict(arch=ARCH, img_size=32, patch_size=8)
     module = MODELS.build(
-        dict(type=f'ropim_mm.{kinds[method]}', **{**settings, **options})
+        dict(type=f'ropim_mm.{ENCODERS[method]}', **{**settings, **options})
     )
     module.init_weights()
     return module

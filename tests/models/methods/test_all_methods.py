@@ -291,18 +291,12 @@ def test_a_pretrained_encoder_goes_on(method, kind, tmp_path):
         maps = backbone(torch.randn(2, 3, 64, 96))
         assert [tuple(m.shape) for m in maps] == [(2, 16, 8, 12)] * 2
     else:
-        kinds = dict(
-            ropim='ROPIMViT',
-            lomar='LoMaRViT',
-            rmae='RMAEViT',
-            conmim='ConMIMViT',
-        )
         with DefaultScope.overwrite_default_scope('mmpretrain'):
             classifier = MODELS.build(
                 dict(
                     type='ImageClassifier',
                     backbone=dict(
-                        type=f'ropim_mm.{kinds[method]}',
+                        type=f'ropim_mm.{tiny_models.ENCODERS[method]}',
                         arch=tiny_models.ARCH,
                         img_size=32,
                         patch_size=8,
@@ -322,6 +316,39 @@ def test_a_pretrained_encoder_goes_on(method, kind, tmp_path):
         losses['loss'].backward()
         assert backbone.layers[0].attn.qkv.weight.grad.any()
     assert torch.equal(backbone.patch_embed.projection.weight, weight)
+
+
+@methods
+@pytest.mark.parametrize('framework', ['mmpretrain', 'mmseg', 'mmdet'])
+def test_every_framework_builds_the_encoder(method, framework, tmp_path):
+    registry = pytest.importorskip(f'{framework}.registry').MODELS
+    if framework == 'mmdet':
+        # MMDetection needs MMCV's compiled operators.
+        pytest.importorskip('mmcv._ext')
+    model = build(method)
+    path = tmp_path / 'epoch_1.pth'
+    torch.save(dict(state_dict=model.state_dict()), path)
+    with DefaultScope.overwrite_default_scope(framework):
+        backbone = registry.build(
+            dict(
+                type=f'ropim_mm.{tiny_models.ENCODERS[method]}',
+                arch=tiny_models.ARCH,
+                img_size=32,
+                patch_size=8,
+                out_type='featmap',
+                out_indices=(0, 1),
+                final_norm=False,
+                init_cfg=dict(
+                    type='Pretrained',
+                    checkpoint=str(path),
+                    prefix='backbone.',
+                ),
+            )
+        )
+        backbone.init_weights()
+    assert torch.equal(backbone.cls_token, model.backbone.cls_token)
+    maps = backbone(torch.randn(1, 3, 24, 40))
+    assert [tuple(m.shape) for m in maps] == [(1, 16, 3, 5)] * 2
 
 
 @pytest.mark.parametrize('method', tiny_models.IN_MMPRETRAIN)
