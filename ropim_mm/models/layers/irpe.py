@@ -306,8 +306,8 @@ class IRPEAttention(SelfAttention):
         self.rpe_k = RelativeKeys(embed_dims // num_heads, alpha, beta, gamma)
 
     def qkv_of(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(B, N, D) -> (B, N, 3 * D), queries, keys and values in a row."""
-        return self.project(tokens).flatten(2)
+        """(..., D) -> (..., 3 * D), queries, keys and values in a row."""
+        return self.project(tokens).flatten(-3)
 
     def weigh(self, qkv: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """The weighted values, before the output's projection.

@@ -163,19 +163,20 @@ class LoMaRViT(ViTBackbone):
             (R, K, D), after the final norm, in the order of ``masked``.
         """
         rows, hidden = len(shown), grid[0] * grid[1]
+        index = (visible + 1).unsqueeze(-1)
 
-        def spread(
-            cls: torch.Tensor, mask: torch.Tensor, shown: torch.Tensor
-        ) -> torch.Tensor:
+        def spread(distinct: torch.Tensor) -> torch.Tensor:
             # As hide() does: shown ones at their positions, else the mask.
-            x = torch.cat((cls, mask.expand(-1, hidden, -1)), dim=1)
-            index = (visible + 1).unsqueeze(-1).expand(-1, -1, x.shape[-1])
-            return x.expand(rows, -1, -1).scatter(1, index, shown.to(x.dtype))
+            cls, mask, shown = distinct.split((1, 1, len(distinct) - 2))
+            x = torch.cat((cls, mask.expand(hidden, -1))).expand(rows, -1, -1)
+            shown = shown.unflatten(0, visible.shape)
+            return x.scatter(1, index.expand_as(shown), shown)
 
-        distinct = (self.cls_token, self.mask_token, self.embed(shown))
-        x = spread(*distinct)
+        tokens = self.embed(shown).flatten(0, 1)
+        distinct = torch.cat((self.cls_token[0], self.mask_token[0], tokens))
+        x = spread(distinct)
         first = self.layers[0]
-        qkv = spread(*(first.attn.qkv_of(first.ln1(t)) for t in distinct))
+        qkv = spread(first.attn.qkv_of(first.ln1(distinct)))
         for i, layer in enumerate(self.layers):
             if i:
                 qkv = layer.attn.qkv_of(layer.ln1(x))
