@@ -213,7 +213,9 @@ class Gallery:
             self._save(OVERVIEW, overview)
 
     def _sheet(self, found: Explanation, label: str) -> np.ndarray:
-        self._note = '; '.join(filter(None, (found.note, _NOTE)))
+        compared = any(panel.compare for panel in found.panels)
+        notes = (found.note, _NOTE if compared else '')
+        self._note = '; '.join(filter(None, notes))
         self._columns = _columns(found.panels)
         cells = _cells(found.panels, found.panels[0])
         self._rows.append(Row(cells, label))

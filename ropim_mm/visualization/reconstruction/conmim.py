@@ -26,7 +26,16 @@ from .base import (
     ToPixels,
     normalize,
 )
-from .marking import BLUE, GREEN, RED, colours, fade, frame, over_pixels, tint
+from .marking import (
+    GREEN,
+    ORANGE,
+    RED,
+    colours,
+    fade,
+    frame,
+    over_pixels,
+    tint,
+)
 
 # Masked patches that are looked at one by one.
 _ASKED = 4
@@ -114,17 +123,19 @@ class ConMIMExplainer(Explainer):
             answer = torch.where(
                 (found == asked).view(-1, 1, 1, 1),
                 marked(other, found, GREEN),
-                marked(marked(other, asked, GREEN), found, RED),
+                marked(marked(other, asked, ORANGE), found, RED),
             )
             rows.append(
                 (
                     f'patch {number + 1}',
                     [
-                        Panel('masked patch', '', marked(shown, asked, BLUE)),
+                        Panel(
+                            'masked patch', '', marked(shown, asked, ORANGE)
+                        ),
                         Panel(
                             'similarity',
                             '',
-                            marked(heat, asked, RED),
+                            marked(heat, asked, ORANGE),
                             captions=[
                                 f'own place: rank {r} of {length}'
                                 for r in rank.tolist()
@@ -138,7 +149,9 @@ class ConMIMExplainer(Explainer):
             panels,
             [Details('masked patches', rows)],
             'masked patches: green where the most similar patch of the other '
-            'view is the one at their own place, red elsewhere',
+            'view is the one at their own place, red elsewhere; framed in '
+            'orange: a masked patch and its own place, in green or red: the '
+            'most similar one',
         )
 
     @staticmethod

@@ -15,7 +15,7 @@ NORMALIZED = (
     'true ones'
 )
 
-GREEN, RED, BLUE = (30, 160, 60), (215, 45, 40), (40, 90, 220)
+GREEN, RED, ORANGE = (30, 160, 60), (215, 45, 40), (255, 130, 0)
 
 # Dark blue over green to yellow; even steps look even, and in grey as well.
 _SCALE = torch.tensor(
