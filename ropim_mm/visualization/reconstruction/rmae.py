@@ -25,8 +25,9 @@ class RMAEExplainer(Explainer):
 
     Regions are segments of the picture itself, found as for training, the
     scale in proportion to the size. Hidden patches of the image have the mean
-    colour of the data, of a region grey. Of models that predict normalised
-    patches, predictions get mean and variance of the true patches back.
+    colour of the data, of a region grey; beside predictions, what was visible
+    is faded. Of models that predict normalised patches, predictions get mean
+    and variance of the true patches back.
     """
 
     def draw(
@@ -97,7 +98,10 @@ class RMAEExplainer(Explainer):
             details.append(
                 self._details(model, pixels, regions, logits, where, grid)
             )
-        note = 'hidden patches have the mean colour, those of regions are grey'
+        note = (
+            'hidden patches have the mean colour, those of regions are grey; '
+            'beside predictions, what was visible is faded'
+        )
         if model.with_neck and model.head.norm_pix:
             note += f'; {NORMALIZED}'
         return Explanation(panels, details, note)
@@ -143,7 +147,9 @@ class RMAEExplainer(Explainer):
                         Panel(
                             'predicted',
                             '',
-                            predicted * 255,
+                            torch.where(
+                                hidden, predicted * 255, fade(region * 255)
+                            ),
                             captions=_overlaps(region, predicted, hidden),
                         ),
                         Panel('shown + predicted', '', composed * 255),
