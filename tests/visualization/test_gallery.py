@@ -116,7 +116,7 @@ def test_all_methods(method, tmp_path):
     rows = dict(ropim=0, lomar=2, rmae=2, conmim=4)[method]
     for sheet in sheets:
         assert 256 + 192 * rows < sheet.shape[0] < 450 + 240 * rows
-    assert overview.shape[0] < 2 * 128 + 120
+    assert overview.shape[0] < 2 * 128 + 180
 
 
 def test_images_are_not_overwritten(make_model, tmp_path):
