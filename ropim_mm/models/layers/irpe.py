@@ -132,8 +132,8 @@ class _WrittenOutAttention(torch.autograd.Function):
         # Not baddbmm_, which PyTorch's FLOP counter does not know.
         torch.baddbmm(logits, q, k.transpose(1, 2), alpha=scale, out=logits)
         if logits.dtype in (torch.bfloat16, torch.float16):
-            # Exacter than the kernel that stays in 16 bits, and faster on rows
-            # as short as a window.
+            # More exact than the kernel that stays in 16 bits, and faster on
+            # rows as short as those of a window.
             probs = logits.softmax(-1, dtype=torch.float32).to(logits.dtype)
         else:
             # Row by row, so the output may be the input.
