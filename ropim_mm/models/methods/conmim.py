@@ -28,7 +28,6 @@ from functools import partial
 import torch
 from mmengine.model import BaseModule
 from mmpretrain.models.necks import NonLinearNeck
-from mmpretrain.models.selfsup.base import BaseSelfSupervisor
 from mmpretrain.structures import DataSample
 from torch import nn
 from torch.autograd.function import once_differentiable
@@ -40,6 +39,7 @@ from ..layers.beit import BEiTStyleViT
 from ..layers.momentum import MomentumCopy
 from ..layers.patches import Size, grid_of
 from ..layers.token_masks import num_masked_cells, sample_cell_masks
+from .base import SelfSupervisor, replayed
 
 # Accumulating gradients over this many batches before a step is unheard of.
 PATIENCE = 256
@@ -207,7 +207,7 @@ class ConMIMHead(BaseModule):
 
 
 @MODELS.register_module()
-class ConMIM(BaseSelfSupervisor):
+class ConMIM(SelfSupervisor):
     """ConMIM pretraining.
 
     Inputs are two views, aligned pixel by pixel: ``[student, momentum]``.
@@ -245,12 +245,6 @@ class ConMIM(BaseSelfSupervisor):
         data_preprocessor: dict | nn.Module | None = None,
         init_cfg: dict | list | None = None,
     ) -> None:
-        if not isinstance(data_preprocessor, nn.Module):
-            # By its full name, found whatever framework the config is for.
-            data_preprocessor = dict(
-                dict(type='mmpretrain.SelfSupDataPreprocessor'),
-                **(data_preprocessor or {}),
-            )
         super().__init__(
             backbone=backbone,
             neck=neck,
@@ -377,24 +371,15 @@ class ConMIM(BaseSelfSupervisor):
         """
         batch = inputs.shape[0]
         grid = grid_of(tuple(inputs.shape[2:]), self.backbone.patch_size)
-        given = [s.mask for s in data_samples or () if 'mask' in s]
-        if not given:
-            return sample_cell_masks(
-                batch,
-                grid,
-                self.mask_ratio,
-                self.mask_cell_size,
-                inputs.device,
-            )
-        if len(given) != batch:
-            raise InputError(
-                f'of {batch} data samples {len(given)} carry `mask`; expected '
-                'all of them, or none'
-            )
-        shapes = {tuple(m.shape) for m in given}
-        if shapes != {grid}:
-            raise InputError(
-                f'`mask` has shapes {sorted(shapes)}; expected {grid}, one '
-                f'entry a patch of images of {tuple(inputs.shape[2:])}'
-            )
-        return torch.stack(given).to(inputs.device, torch.bool)
+        given = replayed(
+            data_samples,
+            'mask',
+            batch,
+            grid,
+            f'one entry a patch of images of {tuple(inputs.shape[2:])}',
+        )
+        if given is not None:
+            return given.to(inputs.device, torch.bool)
+        return sample_cell_masks(
+            batch, grid, self.mask_ratio, self.mask_cell_size, inputs.device
+        )

@@ -29,7 +29,6 @@ from dataclasses import dataclass
 
 import torch
 from mmengine.model import BaseModule
-from mmpretrain.models.selfsup.base import BaseSelfSupervisor
 from mmpretrain.structures import DataSample
 from torch import nn
 from torch.nn import functional as F
@@ -41,6 +40,7 @@ from ..layers.patches import Size, grid_of, normalize_patches, to_pair
 from ..layers.tokens import take_patches, take_tokens
 from ..layers.vit import ViTBackbone
 from ..layers.windows import free_positions, sample_windows, window_patches
+from .base import SelfSupervisor, replayed
 
 
 @MODELS.register_module()
@@ -304,7 +304,7 @@ class WindowPrediction:
 
 
 @MODELS.register_module()
-class LoMaR(BaseSelfSupervisor):
+class LoMaR(SelfSupervisor):
     """LoMaR pretraining.
 
     Rows are image by image: row r is window r % M of image r // M. A data
@@ -342,12 +342,6 @@ class LoMaR(BaseSelfSupervisor):
         data_preprocessor: dict | nn.Module | None = None,
         init_cfg: dict | list | None = None,
     ) -> None:
-        if not isinstance(data_preprocessor, nn.Module):
-            # By its full name, found whatever framework the config is for.
-            data_preprocessor = dict(
-                dict(type='mmpretrain.SelfSupDataPreprocessor'),
-                **(data_preprocessor or {}),
-            )
         super().__init__(
             backbone=backbone,
             neck=neck,
@@ -502,8 +496,8 @@ class LoMaR(BaseSelfSupervisor):
             )
         batch = len(inputs)
         grid = grid_of(tuple(inputs.shape[2:]), embed.patch_size)
-        tops = _stack(data_samples, 'window_tops', batch)
-        lefts = _stack(data_samples, 'window_lefts', batch)
+        tops = replayed(data_samples, 'window_tops', batch)
+        lefts = replayed(data_samples, 'window_lefts', batch)
         if (tops is None) != (lefts is None):
             lost = 'window_tops' if tops is None else 'window_lefts'
             raise InputError(
@@ -573,7 +567,7 @@ class LoMaR(BaseSelfSupervisor):
     def _given_mask(
         self, ids: torch.Tensor, data_samples: list[DataSample] | None
     ) -> torch.Tensor | None:
-        mask = _stack(data_samples, 'window_mask', len(ids))
+        mask = replayed(data_samples, 'window_mask', len(ids))
         if mask is None:
             return None
         if mask.shape[1:] != ids.shape[1:]:
@@ -593,27 +587,6 @@ class LoMaR(BaseSelfSupervisor):
     def window_grid(self) -> tuple[int, int]:
         """Patches (rows, columns) of a window."""
         return (self.window_size, self.window_size)
-
-
-def _stack(
-    data_samples: list[DataSample] | None, name: str, batch: int
-) -> torch.Tensor | None:
-    """A field of all data samples, (B, ...); None if they have none."""
-    given = [s.get(name) for s in data_samples or () if name in s]
-    if not given:
-        return None
-    if len(given) != batch:
-        raise InputError(
-            f'of {batch} data samples {len(given)} carry `{name}`; expected '
-            'it on all of them, or on none'
-        )
-    shapes = {tuple(value.shape) for value in given}
-    if len(shapes) != 1:
-        raise InputError(
-            f'`{name}` has shapes {sorted(shapes)}; expected the same number '
-            'of windows on all data samples of a batch'
-        )
-    return torch.stack(given)
 
 
 def _readable(values: torch.Tensor) -> bool:

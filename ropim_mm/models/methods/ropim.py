@@ -24,7 +24,6 @@ from collections.abc import Callable
 
 import torch
 from mmengine.model import BaseModule
-from mmpretrain.models.selfsup.base import BaseSelfSupervisor
 from mmpretrain.structures import DataSample
 from torch import nn
 from torch.nn import functional as F
@@ -39,6 +38,7 @@ from ..layers.sketch import (
     num_buckets,
     sample_sketch,
 )
+from .base import SelfSupervisor, replayed
 
 
 @MODELS.register_module()
@@ -134,7 +134,7 @@ class ROPIMHead(BaseModule):
 
 
 @MODELS.register_module()
-class ROPIM(BaseSelfSupervisor):
+class ROPIM(SelfSupervisor):
     """ROPIM pretraining.
 
     A data sample may carry its sketch: ``sketch_hash`` int64 (L,), the bucket
@@ -169,12 +169,6 @@ class ROPIM(BaseSelfSupervisor):
         data_preprocessor: dict | nn.Module | None = None,
         init_cfg: dict | list | None = None,
     ) -> None:
-        if not isinstance(data_preprocessor, nn.Module):
-            # By its full name, found whatever framework the config is for.
-            data_preprocessor = dict(
-                dict(type='mmpretrain.SelfSupDataPreprocessor'),
-                **(data_preprocessor or {}),
-            )
         super().__init__(
             backbone=backbone,
             neck=neck,
@@ -253,12 +247,12 @@ class ROPIM(BaseSelfSupervisor):
         batch = inputs.shape[0]
         rows, columns = self.head.patch_size
         length = (inputs.shape[2] // rows) * (inputs.shape[3] // columns)
-        given = [
-            s
-            for s in data_samples or ()
-            if 'sketch_hash' in s or 'sketch_sign' in s
-        ]
-        if not given:
+        meaning = f'one entry a patch of images of {tuple(inputs.shape[2:])}'
+        buckets, signs = (
+            replayed(data_samples, name, batch, (length,), meaning)
+            for name in ('sketch_hash', 'sketch_sign')
+        )
+        if buckets is None and signs is None:
             size = num_buckets(length, self.sketch_ratio)
             if size == length:
                 raise InputError(
@@ -271,26 +265,12 @@ class ROPIM(BaseSelfSupervisor):
                 batch, length, size, device=inputs.device
             )
             return make_sketch(buckets, signs, size, self.sketch_scale)
-        counts = {
-            name: sum(name in s for s in given)
-            for name in ('sketch_hash', 'sketch_sign')
-        }
-        if set(counts.values()) != {batch}:
+        if buckets is None or signs is None:
+            lost = 'sketch_hash' if buckets is None else 'sketch_sign'
             raise InputError(
-                f'of {batch} data samples {counts["sketch_hash"]} carry '
-                f'`sketch_hash` and {counts["sketch_sign"]} `sketch_sign`; '
-                'expected both on all of them, or on none'
+                f'the data samples carry no `{lost}`; expected both '
+                '`sketch_hash` and `sketch_sign`, or neither'
             )
-        for name in ('sketch_hash', 'sketch_sign'):
-            shapes = {tuple(s.get(name).shape) for s in given}
-            if shapes != {(length,)}:
-                raise InputError(
-                    f'`{name}` has shapes {sorted(shapes)}; expected '
-                    f'({length},), one entry a patch of images of '
-                    f'{tuple(inputs.shape[2:])}'
-                )
-        buckets = torch.stack([s.sketch_hash for s in given])
-        signs = torch.stack([s.sketch_sign for s in given])
         buckets = buckets.to(inputs.device, torch.int64)
         # Any hash into at most L buckets is a sketch; the number of buckets
         # it uses is not known without waiting for the device.
