@@ -23,8 +23,8 @@ Written for this project from the paper and from measurements, with the same
 numbers as the released code and less work. Only visible patches are embedded.
 Attention does not mind the order of tokens, so they stay in the order of the
 permutation, hidden patches are a slice of them, and what nobody asks for is
-not computed. The pairs of queries and memory tokens are taken apart (see
-:class:`ExpansionBlock`). The released configs all set R to 0; here they set
+not computed. The pairs of queries and memory tokens are made late
+(``layers/pairs.py``). The released configs all set R to 0; here they set
 8.
 """
 
@@ -42,6 +42,8 @@ from ...errors import InputError
 from ...registry import MODELS
 from ..layers.attention import SelfAttention
 from ..layers.block import Block, FeedForward
+from ..layers.narrow_attention import NarrowAttention
+from ..layers.pairs import Pairs, read_and_compare, take_apart
 from ..layers.patches import (
     PatchEmbed,
     Size,
@@ -182,7 +184,7 @@ class FillingDecoder(BaseModule):
         self.decoder_blocks = nn.ModuleList(
             Block(
                 decoder_dims,
-                SelfAttention(decoder_dims, num_heads),
+                NarrowAttention(decoder_dims, num_heads),
                 int(decoder_dims * mlp_ratio),
                 NORM,
             )
@@ -237,9 +239,8 @@ class FillingDecoder(BaseModule):
         for block in self.decoder_blocks[:-1]:
             x = block(x)
         for block in self.decoder_blocks[-1:]:
-            x = x + block.attn(block.ln1(x))
-            x = x[:, start:]
-            x = x + block.ffn(block.ln2(x))
+            mixed = block.attn(block.ln1(x), start)
+            x = block.finish(x[:, start:], mixed)
         return self.ln1(x)
 
 
@@ -508,24 +509,12 @@ class QueryBlock(nn.Module):
 
 
 class ExpansionBlock(nn.Module):
-    r"""Every query meets every memory token (section 3.2 of the paper).
+    """Every query meets every memory token (section 3.2 of the paper).
 
-    After self-attention of the queries, each query :math:`q_r` is added to
-    each token :math:`m_t` of a linear map of the memory; the sum goes through
-    LayerNorm and an MLP of hidden width D, without a residual.
-
-    Its first linear layer is applied before there are pairs. A LayerNorm
-    subtracts means, which add up, and divides by a deviation, a number a
-    pair. With centred :math:`\bar q, \bar m`, scale :math:`\gamma` and shift
-    :math:`\beta`,
-
-    .. math::
-
-        W\,\mathrm{LN}(q_r + m_t) + b = \frac{W(\gamma \bar q_r)
-            + W(\gamma \bar m_t)}{\sqrt{\sigma_{rt}^2 + \epsilon}}
-            + W \beta + b,
-        \qquad D \sigma_{rt}^2 = \|\bar q_r\|^2 + \|\bar m_t\|^2
-            + 2\,\bar q_r \cdot \bar m_t.
+    After self-attention of the queries, each query is added to each token of
+    a linear map of the memory; the sum goes through LayerNorm and an MLP of
+    hidden width D, without a residual. Sums are not made before the first
+    layer of the MLP, see :mod:`~ropim_mm.models.layers.pairs`.
 
     Args:
         dims: D, width of queries and memory.
@@ -540,52 +529,18 @@ class ExpansionBlock(nn.Module):
         self.ln2 = build_norm_layer(NORM, dims)
         self.ffn = FeedForward(dims, dims)
 
+    def pairs(self, queries: torch.Tensor, memory: torch.Tensor) -> Pairs:
+        """Queries (B, R, D), memory (B, N, D), up to the MLP's first GELU."""
+        queries = queries + self.attn(self.ln1(queries))
+        first = self.ffn.layers[0][0]
+        return take_apart(queries, self.memory(memory), self.ln2, first)
+
     def forward(
         self, queries: torch.Tensor, memory: torch.Tensor
     ) -> torch.Tensor:
         """Queries (B, R, D), memory (B, N, D) -> (B, R, N, D)."""
-        queries = queries + self.attn(self.ln1(queries))
-        (linear, act, drop), *rest = self.ffn.layers
-        x = pairwise_linear(queries, self.memory(memory), self.ln2, linear)
-        x = drop(act(x))
-        for layer in rest:
-            x = layer(x)
-        return x
-
-
-def pairwise_linear(
-    queries: torch.Tensor,
-    memory: torch.Tensor,
-    norm: nn.LayerNorm,
-    linear: nn.Linear,
-) -> torch.Tensor:
-    """``linear(norm(q_r + m_t))`` of all pairs, see :class:`ExpansionBlock`.
-
-    Args:
-        queries: (B, R, D).
-        memory: (B, N, D).
-
-    Returns:
-        (B, R, N, outputs of ``linear``)
-    """
-    with torch.autocast(queries.device.type, enabled=False):
-        queries, memory = queries.float(), memory.float()
-        queries = queries - queries.mean(-1, keepdim=True)
-        memory = memory - memory.mean(-1, keepdim=True)
-        squares = (
-            queries.square().sum(-1).unsqueeze(2)
-            + memory.square().sum(-1).unsqueeze(1)
-            + 2 * queries @ memory.transpose(1, 2)
-        )
-        # Rounding may leave less than nothing where m_t is almost -q_r.
-        variance = squares.clamp(min=0) / queries.shape[-1]
-        inverse = (variance + norm.eps).rsqrt().unsqueeze(-1)
-        weight = linear.weight * norm.weight
-        shift = F.linear(norm.bias, linear.weight, linear.bias)
-    by_query = F.linear(queries, weight).unsqueeze(2)
-    by_token = F.linear(memory, weight).unsqueeze(1)
-    kind = by_query.dtype
-    return torch.addcmul(shift.to(kind), by_query + by_token, inverse.to(kind))
+        pairs = self.pairs(queries, memory).join()
+        return self.ffn.layers[1](F.gelu(pairs))
 
 
 @MODELS.register_module()
@@ -685,31 +640,54 @@ class RMAERegionBranch(BaseModule):
         Returns:
             Logits (B, R, L - first, ph * pw), values ordered (row, column).
         """
+        queries, memory = self.decode(latent, regions, ids, grid, keep, first)
+        return self.pred(F.gelu(self.expansion(queries, memory)))
+
+    def decode(
+        self,
+        latent: torch.Tensor,
+        regions: torch.Tensor,
+        ids: torch.Tensor,
+        grid: tuple[int, int],
+        keep: int,
+        first: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the expansion block joins; arguments as :meth:`forward`.
+
+        Returns:
+            Queries (B, R, dec_dims), and the memory of the wanted patches
+            (B, L - first, dec_dims).
+        """
         queries = self.to_query(self.encoder(regions, ids[:, :keep], grid))
         # Without blocks that look at the whole memory, part of it will do.
         start = 0 if self.layers else 1 + first
         memory = self.memory.fill(latent, ids, grid, start)
         for block in self.layers:
             queries = block(queries, memory)
-        pairs = self.expansion(queries, memory[:, 1 + first - start :])
-        return self.pred(F.gelu(pairs))
+        return queries, memory[:, 1 + first - start :]
 
     def loss(
-        self, logits: torch.Tensor, regions: torch.Tensor, ids: torch.Tensor
+        self,
+        latent: torch.Tensor,
+        regions: torch.Tensor,
+        ids: torch.Tensor,
+        grid: tuple[int, int],
+        keep: int,
     ) -> torch.Tensor:
         """Mean binary cross entropy of the hidden patches, a scalar.
 
         Args:
-            logits: (B, R, K, ph * pw).
-            regions: (B, R, H, W), bool or any number in [0, 1].
-            ids: (B, K) int64, the hidden patches.
+            latent, regions, ids, grid, keep: As for :meth:`forward`; the
+                patches ``ids[:, keep:]`` are hidden.
         """
-        target = take_region_patches(regions, ids, self.patch_size)
-        logits, target = logits.float(), target.float()
-        weight = None
-        if self.bg_loss_weight != 1.0:
-            weight = torch.where(target == 0, self.bg_loss_weight, 1.0)
-        return F.binary_cross_entropy_with_logits(logits, target, weight)
+        pairs = self.expansion.pairs(
+            *self.decode(latent, regions, ids, grid, keep, keep)
+        )
+        target = take_region_patches(regions, ids[:, keep:], self.patch_size)
+        second = self.expansion.ffn.layers[1]
+        return read_and_compare(
+            pairs, second, self.pred, target, self.bg_loss_weight
+        )
 
 
 @MODELS.register_module()
@@ -835,11 +813,8 @@ class RMAE(BaseSelfSupervisor):
             loss_pixel = self.head.loss(pred, inputs, ids[:, keep:])
         if self.num_regions:
             regions = self.regions(inputs, data_samples)
-            logits = self.region_branch(
-                latent, regions, ids, grid, keep_regions, keep_regions
-            )
             loss_region = self.region_branch.loss(
-                logits, regions, ids[:, keep_regions:]
+                latent, regions, ids, grid, keep_regions
             )
         return dict(
             loss_pixel=self.pixel_loss_weight * loss_pixel,

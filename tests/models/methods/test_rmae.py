@@ -10,7 +10,6 @@ from torch.nn import functional as F
 from ropim_mm.models import RMAEViT
 from ropim_mm.models.layers import patchify
 from ropim_mm.models.layers.tokens import random_permutations
-from ropim_mm.models.methods.rmae import pairwise_linear
 
 ARCH = dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32)
 SIZE = (8, 12)  # 2 x 3 patches of 4
@@ -410,40 +409,6 @@ def test_regions_alone():
         both.loss(x, fields)['loss_region'], losses['loss_region']
     )
     assert 'pixels' not in model.predict(x, fields)
-
-
-# --- the expansion ----------------------------------------------------------
-
-
-def test_pairs_taken_apart_are_the_pairs():
-    torch.manual_seed(0)
-    layer, linear = torch.nn.LayerNorm(12, eps=1e-6), torch.nn.Linear(12, 5)
-    with torch.no_grad():
-        layer.weight.normal_()
-        layer.bias.normal_()
-    queries = torch.randn(2, 3, 12, requires_grad=True)
-    memory = (torch.randn(2, 4, 12) * 3 + 1).requires_grad_()
-    params = (queries, memory, *layer.parameters(), *linear.parameters())
-    ours = pairwise_linear(queries, memory, layer, linear)
-    plain = linear(layer(queries.unsqueeze(2) + memory.unsqueeze(1)))
-    torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
-    seed = torch.randn_like(plain)
-    for a, b in zip(
-        torch.autograd.grad(ours, params, seed),
-        torch.autograd.grad(plain, params, seed),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-
-
-def test_pairs_that_cancel_are_finite():
-    """m = -q leaves rounding where the variance was."""
-    torch.manual_seed(0)
-    layer, linear = torch.nn.LayerNorm(8, eps=1e-6), torch.nn.Linear(8, 8)
-    queries = (torch.randn(1, 64, 8) * 1e3).requires_grad_()
-    out = pairwise_linear(queries, -queries.detach(), layer, linear)
-    out.sum().backward()
-    assert torch.isfinite(out).all() and torch.isfinite(queries.grad).all()
 
 
 # --- draws, types, neighbours -----------------------------------------------
