@@ -32,7 +32,6 @@ from __future__ import annotations
 
 import torch
 from mmengine.model import BaseModule
-from mmpretrain.models.selfsup.base import BaseSelfSupervisor
 from mmpretrain.models.utils import build_norm_layer, resize_pos_embed
 from mmpretrain.structures import DataSample
 from torch import nn
@@ -64,6 +63,7 @@ from ..layers.tokens import (
     take_tokens,
 )
 from ..layers.vit import ViTBackbone
+from .base import SelfSupervisor, replayed
 
 NORM = dict(type='LN', eps=1e-6)
 
@@ -691,7 +691,7 @@ class RMAERegionBranch(BaseModule):
 
 
 @MODELS.register_module()
-class RMAE(BaseSelfSupervisor):
+class RMAE(SelfSupervisor):
     """R-MAE pretraining.
 
     Data samples carry ``regions``, bool or numbers in [0, 1], (R, H, W) of
@@ -730,12 +730,6 @@ class RMAE(BaseSelfSupervisor):
         data_preprocessor: dict | nn.Module | None = None,
         init_cfg: dict | list | None = None,
     ) -> None:
-        if not isinstance(data_preprocessor, nn.Module):
-            # By its full name, found whatever framework the config is for.
-            data_preprocessor = dict(
-                dict(type='mmpretrain.SelfSupDataPreprocessor'),
-                **(data_preprocessor or {}),
-            )
         super().__init__(
             backbone=backbone,
             neck=neck,
@@ -900,23 +894,17 @@ class RMAE(BaseSelfSupervisor):
         """
         grid = grid_of(tuple(inputs.shape[-2:]), self.backbone.patch_size)
         batch, length = len(inputs), grid[0] * grid[1]
-        given = [s for s in data_samples or () if 'shuffle_ids' in s]
-        if not given:
+        given = replayed(
+            data_samples,
+            'shuffle_ids',
+            batch,
+            (length,),
+            f'a permutation of the patches of images of '
+            f'{tuple(inputs.shape[2:])}',
+        )
+        if given is None:
             return random_permutations(batch, length, inputs.device), grid
-        if len(given) != batch:
-            raise InputError(
-                f'of {batch} data samples {len(given)} carry `shuffle_ids`; '
-                'expected it on all of them, or on none'
-            )
-        shapes = {tuple(s.shuffle_ids.shape) for s in given}
-        if shapes != {(length,)}:
-            raise InputError(
-                f'`shuffle_ids` has shapes {sorted(shapes)}; expected '
-                f'({length},), a permutation of the patches of images of '
-                f'{tuple(inputs.shape[2:])}'
-            )
-        ids = torch.stack([s.shuffle_ids for s in given])
-        return ids.to(inputs.device, torch.int64), grid
+        return given.to(inputs.device, torch.int64), grid
 
     def regions(
         self, inputs: torch.Tensor, data_samples: list[DataSample] | None
