@@ -32,20 +32,31 @@ def grid_of_cells(grid: tuple[int, int], cell_size: Size) -> tuple[int, int]:
     return -(-grid[0] // rows), -(-grid[1] // columns)
 
 
-def num_masked_cells(cells: int, mask_ratio: float) -> int:
-    """ceil(mask_ratio * cells).
+def check_mask_ratio(mask_ratio: float) -> None:
+    """Refuse a share of masked cells that none could have.
 
     Raises:
-        InputError: ``mask_ratio`` is outside (0, 1), or nothing stays
-            visible.
+        InputError: ``mask_ratio`` is outside (0, 1).
     """
     if not 0 < mask_ratio < 1:
         raise InputError(
             f'mask_ratio is {mask_ratio}; expected a number between 0 and 1, '
             'such as 0.75'
         )
-    # 0.7 * 10 is a little more than 7 in floating point.
-    count = math.ceil(round(mask_ratio * cells, 9))
+
+
+def num_masked_cells(cells: int, mask_ratio: float) -> int:
+    """ceil(mask_ratio * cells) of the product in floating point.
+
+    As released: 0.28 of 25 cells are 8, since the product is a little more
+    than 7.
+
+    Raises:
+        InputError: ``mask_ratio`` is outside (0, 1), or nothing stays
+            visible.
+    """
+    check_mask_ratio(mask_ratio)
+    count = math.ceil(mask_ratio * cells)
     if count == cells:
         raise InputError(
             f'mask_ratio {mask_ratio} of {cells} cells masks all of them, and '

@@ -33,6 +33,39 @@ class SelfSupervisor(BaseSelfSupervisor):
         super().__init__(data_preprocessor=data_preprocessor, **kwargs)
 
 
+def check_encoder(backbone: nn.Module, method: str, expected: str) -> None:
+    """Refuse an encoder that does not give a method all tokens it needs.
+
+    The method takes one output: all tokens of the last block, normalised.
+
+    Args:
+        backbone: The encoder, with a token for masked patches.
+        method: Name of the algorithm, for the error message.
+        expected: Name of its encoder, likewise.
+
+    Raises:
+        InputError: It has another output, or no mask token.
+    """
+    depth = getattr(backbone, 'num_layers', 0)
+    found = dict(
+        out_type=getattr(backbone, 'out_type', None),
+        out_indices=tuple(getattr(backbone, 'out_indices', ())),
+        final_norm=getattr(backbone, 'final_norm', None),
+        with_mask_token=getattr(backbone, 'mask_token', None) is not None,
+    )
+    wanted = dict(
+        out_type='raw',
+        out_indices=(depth - 1,),
+        final_norm=True,
+        with_mask_token=True,
+    )
+    if found != wanted:
+        raise InputError(
+            f'model.backbone, a {type(backbone).__name__} of {depth} blocks, '
+            f'has {found}; {method} needs {wanted} of {expected}'
+        )
+
+
 def replayed(
     data_samples: Sequence[DataSample] | None,
     name: str,

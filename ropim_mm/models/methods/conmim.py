@@ -38,8 +38,8 @@ from ...registry import MODELS
 from ..layers.beit import BEiTStyleViT
 from ..layers.momentum import MomentumCopy
 from ..layers.patches import Size, grid_of
-from ..layers.token_masks import num_masked_cells, sample_cell_masks
-from .base import SelfSupervisor, replayed
+from ..layers.token_masks import check_mask_ratio, sample_cell_masks
+from .base import SelfSupervisor, check_encoder, replayed
 
 # Accumulating gradients over this many batches before a step is unheard of.
 PATIENCE = 256
@@ -138,7 +138,8 @@ class _Discrimination(torch.autograd.Function):
 
     One (B, L, L) tensor is alive in forward and backward, worked on in place.
     ``F.cross_entropy`` would keep the logits, their logarithms of
-    probabilities and, going back, their gradient.
+    probabilities and, going back, their gradient. It cannot be differentiated
+    twice.
     """
 
     @staticmethod
@@ -221,7 +222,8 @@ class ConMIM(SelfSupervisor):
     optimizer: ``ropim_mm.MomentumCopyHook`` does.
 
     Args:
-        backbone: :class:`ConMIMViT` with ``with_mask_token=True``.
+        backbone: :class:`ConMIMViT` with ``out_type='raw'``,
+            ``final_norm=True`` and ``with_mask_token=True``.
         neck: :class:`ConMIMNeck`.
         head: :class:`ConMIMHead`.
         mask_ratio: Share of masked cells, in (0, 1).
@@ -231,7 +233,8 @@ class ConMIM(SelfSupervisor):
         init_cfg: See MMEngine's ``BaseModule``.
 
     Raises:
-        InputError: ``mask_ratio`` is outside (0, 1), or the backbone has no
+        InputError: ``mask_ratio`` is outside (0, 1), or the backbone has
+            another output than the last block's normalised tokens, or no
             mask token.
     """
 
@@ -252,12 +255,8 @@ class ConMIM(SelfSupervisor):
             data_preprocessor=data_preprocessor,
             init_cfg=init_cfg,
         )
-        num_masked_cells(10**6, mask_ratio)  # refuses a ratio outside (0, 1)
-        if getattr(self.backbone, 'mask_token', None) is None:
-            raise InputError(
-                f'{type(self.backbone).__name__} has no mask token, which '
-                'ConMIM needs: set with_mask_token=True in model.backbone'
-            )
+        check_mask_ratio(mask_ratio)
+        check_encoder(self.backbone, 'ConMIM', 'ropim_mm.ConMIMViT')
         self.mask_ratio = mask_ratio
         self.mask_cell_size = mask_cell_size
         self.momentum = MomentumCopy(backbone=self.backbone, neck=self.neck)

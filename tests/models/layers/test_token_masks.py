@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -62,7 +63,15 @@ def test_cells_to_patches():
 
 def test_number_of_cells():
     assert num_masked_cells(49, 0.75) == 37
-    assert num_masked_cells(10, 0.7) == 7  # 0.7 * 10 > 7 in floating point
+    assert num_masked_cells(10, 0.7) == 7
+    assert num_masked_cells(10**6, 1e-12) == 1
+
+
+def test_number_of_cells_is_the_released_one():
+    """NumPy's ceil of the product, which is 7.000000000000001 here."""
+    assert num_masked_cells(25, 0.28) == int(np.ceil(25 * 0.28)) == 8
+    masks = sample_cell_masks(3, (5, 5), 0.28, 1)
+    assert masks.flatten(1).sum(1).tolist() == [8, 8, 8]
 
 
 @pytest.mark.parametrize('ratio', [0.0, 1.0, -1, 1.2])

@@ -9,6 +9,7 @@ from mmpretrain.structures import DataSample
 from torch.nn import functional as F
 
 from ropim_mm.engine import LayerDecayOptimWrapperConstructor
+from ropim_mm.errors import InputError
 from ropim_mm.models import ConMIM, ConMIMHead, ConMIMNeck, ConMIMViT
 from ropim_mm.models.methods import conmim
 
@@ -474,9 +475,36 @@ def test_forward_modes_of_mmpretrain():
 
 
 def test_backbone_without_mask_token():
-    with pytest.raises(ValueError, match='with_mask_token=True'):
+    with pytest.raises(
+        ValueError,
+        match=r"model.backbone, a ConMIMViT of 2 blocks, .*'with_mask_token': "
+        r"False}; ConMIM needs .*'with_mask_token': True",
+    ):
         ConMIM(
             backbone=dict(type='ropim_mm.ConMIMViT', arch=ARCH, **PRETRAIN),
+            neck=dict(type='ropim_mm.ConMIMNeck', in_channels=16),
+            head=dict(type='ropim_mm.ConMIMHead'),
+        )
+
+
+@pytest.mark.parametrize(
+    ('change', 'found', 'wanted'),
+    [
+        (dict(out_type='avg_featmap'), "'out_type': 'avg_fe", ": 'raw'"),
+        (dict(final_norm=False), "'final_norm': False", "'final_norm': True"),
+        (dict(out_indices=(0, 1)), r"indices': \(0, 1\)", r"': \(1,\)"),
+        (dict(out_indices=0), r"indices': \(0,\)", r"': \(1,\)"),
+    ],
+)
+def test_a_backbone_for_another_purpose(change, found, wanted):
+    with pytest.raises(
+        InputError, match=f'{found}.*; ConMIM needs .*{wanted}'
+    ):
+        ConMIM(
+            backbone=dict(type='ropim_mm.ConMIMViT', arch=ARCH)
+            | PRETRAIN
+            | dict(with_mask_token=True)
+            | change,
             neck=dict(type='ropim_mm.ConMIMNeck', in_channels=16),
             head=dict(type='ropim_mm.ConMIMHead'),
         )
@@ -486,6 +514,13 @@ def test_backbone_without_mask_token():
 def test_ratio_outside_its_range(ratio):
     with pytest.raises(ValueError, match=f'mask_ratio is {ratio}'):
         build(mask_ratio=ratio)
+
+
+def test_ratio_close_to_one_depends_on_the_images():
+    """Not on a grid that nobody has."""
+    model = build(mask_ratio=1 - 1e-9)
+    with pytest.raises(InputError, match='of 6 cells masks all of them'):
+        model.loss(views())
 
 
 def test_temperature_outside_its_range():
