@@ -1,7 +1,7 @@
 # Windows of 7 x 7 patches cost the same in an image of 28 x 28.
 _base_ = [
     '../_base_/models/lomar.py',
-    '../_base_/datasets/imagenet_bs512_lomar_448px.py',
+    '../_base_/datasets/imagenet_bs512_crop20_448px.py',
     '../_base_/schedules/lomar_bs4096_400e.py',
     '../_base_/default_runtime.py',
 ]

@@ -2,7 +2,7 @@
 # or needs label maps.
 _base_ = [
     '../_base_/models/rmae.py',
-    '../_base_/datasets/imagenet_bs512_lomar.py',
+    '../_base_/datasets/imagenet_bs512_crop20.py',
     '../_base_/schedules/rmae_bs4096_800e.py',
     '../_base_/default_runtime.py',
 ]

@@ -1,4 +1,4 @@
-_base_ = './imagenet_bs512_lomar.py'
+_base_ = './imagenet_bs512_crop20.py'
 
 train_pipeline = [
     dict(type='ropim_mm.LoadImage', on_error='raise'),
