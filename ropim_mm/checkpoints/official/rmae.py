@@ -3,6 +3,8 @@
 A file holds one model without a prefix: a plain ViT, MAE's decoder
 (``decoder_*`` and ``mask_token``, absent where it learned from regions
 alone) and the region branch (``region_*``, absent where it had no regions).
+No fine-tuning was released; a classifier on such an encoder is read under the
+names of its kin (``fc_norm``, ``head``).
 """
 
 import re
@@ -26,6 +28,8 @@ _SINGLE = {
 _PAIRS = {
     'patch_embed.proj': 'backbone.patch_embed.projection',
     'norm': 'backbone.ln1',
+    'fc_norm': 'backbone.ln2',
+    'head': 'head.fc',
     'decoder_embed': 'neck.decoder_embed',
     'decoder_norm': 'neck.ln1',
     'decoder_pred': 'neck.decoder_pred',
@@ -99,7 +103,7 @@ def convert(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if any(n.startswith(('backbone.', 'neck.')) for n in unknown):
             hint = " The file seems to be in this project's format already."
         raise CheckpointError(
-            'These are not names of a released R-MAE pretraining model: '
+            'These are not names of a released R-MAE model: '
             f'{", ".join(unknown)}. Expected cls_token, patch_embed.proj.*, '
             'blocks.N.*, decoder_blocks.N.*, region_cross_blocks.N.* and the '
             f'like.{hint}'

@@ -67,7 +67,8 @@ def take_apart(
         linear: D -> K.
     """
     with torch.autocast(queries.device.type, enabled=False):
-        queries, memory = queries.float(), memory.float()
+        wide = torch.promote_types(queries.dtype, torch.float32)
+        queries, memory = queries.to(wide), memory.to(wide)
         queries = queries - queries.mean(-1, keepdim=True)
         memory = memory - memory.mean(-1, keepdim=True)
         squares = (
@@ -75,7 +76,8 @@ def take_apart(
             + memory.square().sum(-1).unsqueeze(1)
             + 2 * queries @ memory.transpose(1, 2)
         )
-        # Rounding may leave less than nothing where m_t is almost -q_r.
+        # Where m_t is almost -q_r, little is left of large numbers: the sum
+        # is right to 1e-7 of |q|^2 + |m|^2, and may fall below zero.
         variance = squares.clamp(min=0) / queries.shape[-1]
         inverse = (variance + norm.eps).rsqrt()
         weight = linear.weight * norm.weight
@@ -88,7 +90,7 @@ def take_apart(
 def cross_entropy(
     logits: torch.Tensor, target: torch.Tensor, bg_weight: float = 1.0
 ) -> torch.Tensor:
-    """Mean binary cross entropy, float32.
+    """Mean binary cross entropy, in float32 or wider.
 
     Args:
         logits: Any shape, any floating type.
@@ -96,11 +98,12 @@ def cross_entropy(
         bg_weight: Weight of what has a target of 0; the mean is not divided
             by it.
     """
-    target = target.float()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    target = target.to(logits.dtype)
     weight = None
     if bg_weight != 1.0:
         weight = torch.where(target == 0, bg_weight, 1.0)
-    return F.binary_cross_entropy_with_logits(logits.float(), target, weight)
+    return F.binary_cross_entropy_with_logits(logits, target, weight)
 
 
 def read_and_compare(
@@ -151,14 +154,15 @@ class _ReadAndCompare(torch.autograd.Function):
         *params, target, bg_weight = rest
         kind = by_query.dtype
         w2, b2, w3, b3 = (p.to(kind) for p in params)
-        grads = [torch.zeros_like(p, dtype=torch.float32) for p in params]
+        wide = torch.promote_types(kind, torch.float32)
+        grads = [torch.zeros_like(p, dtype=wide) for p in params]
         g_query, g_inverse = (
             torch.empty_like(by_query),
             torch.empty_like(inverse),
         )
         g_token, g_shift = (
             torch.zeros_like(by_token),
-            torch.zeros_like(shift, dtype=torch.float32),
+            torch.zeros_like(shift, dtype=wide),
         )
         batch, count = by_query.shape[:2]
         step = max(1, CHUNK // by_token.shape[1])
@@ -175,7 +179,7 @@ class _ReadAndCompare(torch.autograd.Function):
                 logits = F.linear(x2, w3, b3)
 
                 loss, g = _entropy_and_gradient(
-                    logits.float(), target[part, r].float(), bg_weight
+                    logits.to(wide), target[part, r].to(wide), bg_weight
                 )
                 total = total + loss
                 g = g.to(kind).flatten(0, 1)

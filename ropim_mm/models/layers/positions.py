@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from ...errors import InputError
 
@@ -47,3 +48,43 @@ def sincos_positions(grid: tuple[int, int], dims: int) -> torch.Tensor:
     )
     table = table.reshape(1, grid[0] * grid[1], dims).float()
     return torch.cat((table.new_zeros(1, 1, dims), table), dim=1)
+
+
+def grid_of_sincos(table: torch.Tensor) -> tuple[int, int] | None:
+    """The grid whose :func:`sincos_positions` a table is; None if it is none.
+
+    Args:
+        table: (1, 1 + L, D), also one that was rounded to 16 bits.
+    """
+    length, dims = table.shape[1] - 1, table.shape[2]
+    if dims % 4:
+        return None
+    for rows in range(1, length + 1):
+        if length % rows:
+            continue
+        grid = (rows, length // rows)
+        expected = sincos_positions(grid, dims).to(table.device)
+        if torch.allclose(table.float(), expected, atol=1e-2):
+            return grid
+    return None
+
+
+def keep_fixed_tables(module: nn.Module, *names: str) -> None:
+    """Let a module load weights of another image size.
+
+    Its frozen tables are a formula of its grid: where those of a file have
+    another shape, it keeps its own.
+
+    Args:
+        module: Has tables as direct parameters.
+        names: Of these.
+    """
+
+    def hook(state_dict: dict, prefix: str, *_) -> None:
+        for name in names:
+            own = getattr(module, name)
+            given = state_dict.get(prefix + name)
+            if given is not None and given.shape != own.shape:
+                state_dict[prefix + name] = own.detach().clone()
+
+    module._register_load_state_dict_pre_hook(hook)

@@ -52,7 +52,11 @@ from ..layers.patches import (
     to_pair,
     unpatchify,
 )
-from ..layers.positions import sincos_positions
+from ..layers.positions import (
+    grid_of_sincos,
+    keep_fixed_tables,
+    sincos_positions,
+)
 from ..layers.tokens import (
     embed_patches,
     embed_some,
@@ -110,6 +114,22 @@ class RMAEViT(ViTBackbone):
             requires_grad=learn_positions,
         )
         self.build_layers()
+
+    def _adapt_pos_embed(self, state: dict, key: str) -> dict:
+        table = state.get(key)
+        if table is None or table.ndim != 3:
+            return super()._adapt_pos_embed(state, key)
+        # The formula tells the grid; trained positions do not.
+        source = grid_of_sincos(table)
+        if source is None or table.shape[-1] != self.embed_dims:
+            return super()._adapt_pos_embed(state, key)
+        if not self.pos_embed.requires_grad:
+            state[key] = self.pos_embed.detach().clone()
+        elif source != self.patch_resolution:
+            state[key] = resize_pos_embed(
+                table, source, self.patch_resolution, self.interpolate_mode, 1
+            )
+        return state
 
     def init_encoder(self) -> None:
         """Xavier, a normal class token and the table of positions."""
@@ -175,6 +195,12 @@ class FillingDecoder(BaseModule):
         init_cfg: dict | list | None = None,
     ) -> None:
         super().__init__(init_cfg)
+        if depth < 1:
+            raise InputError(
+                f'a decoder of depth {depth} (decoder_depth of the neck, '
+                'cross_layers of the region branch); expected at least 1 '
+                'block'
+            )
         self.grid = grid_of(img_size, patch_size)
         self.decoder_embed = nn.Linear(embed_dims, decoder_dims)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dims))
@@ -191,6 +217,7 @@ class FillingDecoder(BaseModule):
             for _ in range(depth)
         )
         self.ln1 = build_norm_layer(NORM, decoder_dims)
+        keep_fixed_tables(self, 'decoder_pos_embed')
 
     def init_weights(self) -> None:
         """Xavier and a normal token; then ``init_cfg``, if any."""
@@ -236,12 +263,11 @@ class FillingDecoder(BaseModule):
             dim=1,
         )
         x = x + take_tokens(positions, F.pad(ids + 1, (1, 0)))
-        for block in self.decoder_blocks[:-1]:
+        *before, last = self.decoder_blocks
+        for block in before:
             x = block(x)
-        for block in self.decoder_blocks[-1:]:
-            mixed = block.attn(block.ln1(x), start)
-            x = block.finish(x[:, start:], mixed)
-        return self.ln1(x)
+        mixed = last.attn(last.ln1(x), start)
+        return self.ln1(last.finish(x[:, start:], mixed))
 
 
 @MODELS.register_module()
@@ -420,6 +446,7 @@ class RegionEncoder(BaseModule):
             )
             for _ in range(depth)
         )
+        keep_fixed_tables(self, 'pos_embed')
 
     def forward(
         self,
@@ -766,11 +793,6 @@ class RMAE(SelfSupervisor):
                 'from. Expected regions, a pixel branch (neck and head) or '
                 'both.'
             )
-        if self.backbone.out_type != 'raw':
-            raise InputError(
-                f'backbone.out_type is {self.backbone.out_type!r}; expected '
-                "'raw', since the decoders want all tokens"
-            )
         self.num_regions = num_regions
         self.mask_ratio = mask_ratio
         self.region_mask_ratio = region_mask_ratio
@@ -781,6 +803,48 @@ class RMAE(SelfSupervisor):
             if not isinstance(region_branch, nn.Module):
                 region_branch = MODELS.build(region_branch)
             self.region_branch = region_branch
+        self._check_parts()
+
+    def _check_parts(self) -> None:
+        backbone = self.backbone
+        found = dict(
+            out_type=backbone.out_type,
+            final_norm=backbone.final_norm,
+            out_indices=backbone.out_indices,
+        )
+        wanted = dict(
+            out_type='raw',
+            final_norm=True,
+            out_indices=(backbone.num_layers - 1,),
+        )
+        if found != wanted:
+            raise InputError(
+                f'model.backbone has {found}; R-MAE needs {wanted} of '
+                'ropim_mm.RMAEViT, since the decoders want all tokens of the '
+                'last block'
+            )
+        sizes = dict(backbone=backbone.patch_size)
+        if self.with_neck:
+            sizes['head'] = self.head.patch_size
+        if self.region_branch is not None:
+            sizes['region_branch'] = self.region_branch.patch_size
+        if len(set(sizes.values())) > 1:
+            raise InputError(
+                f'patch_size (height, width) differs between parts of the '
+                f'model: {sizes}; expected the same for all, and for the neck'
+            )
+        if not self.with_neck:
+            return
+        height, width = backbone.patch_size
+        channels = backbone.patch_embed.in_channels
+        values = self.neck.decoder_pred.out_features
+        if values != height * width * channels:
+            raise InputError(
+                f'model.neck predicts {values} values a patch; patches of '
+                f'{height}x{width} pixels with {channels} channels (backbone) '
+                f'have {height * width * channels}. Set patch_size and '
+                'out_channels of the neck accordingly.'
+            )
 
     def loss(
         self,
@@ -892,6 +956,11 @@ class RMAE(SelfSupervisor):
         Returns:
             ids (B, L) int64, and the grid (h, w) of the patches.
         """
+        if not isinstance(inputs, torch.Tensor):
+            raise InputError(
+                f'inputs of R-MAE are a {type(inputs).__name__} of '
+                f'{len(inputs)}; expected one tensor (B, C, H, W)'
+            )
         grid = grid_of(tuple(inputs.shape[-2:]), self.backbone.patch_size)
         batch, length = len(inputs), grid[0] * grid[1]
         given = replayed(
@@ -904,6 +973,16 @@ class RMAE(SelfSupervisor):
         )
         if given is None:
             return random_permutations(batch, length, inputs.device), grid
+        # On a device they could only be looked at by waiting for it.
+        if given.device.type == 'cpu' and not torch.compiler.is_compiling():
+            ordered = given.sort(dim=1).values
+            if not torch.equal(
+                ordered, torch.arange(length).expand(batch, -1)
+            ):
+                raise InputError(
+                    '`shuffle_ids` is no permutation on every data sample; '
+                    f'expected each of 0 to {length - 1} once'
+                )
         return given.to(inputs.device, torch.int64), grid
 
     def regions(
@@ -912,7 +991,7 @@ class RMAE(SelfSupervisor):
         """The data samples' region maps.
 
         Returns:
-            (B, R, H, W), in the samples' type.
+            (B, R, H, W), bool, or the samples' floating type.
         """
         batch, size = len(inputs), tuple(inputs.shape[2:])
         given = [s.regions for s in data_samples or () if 'regions' in s]
@@ -929,4 +1008,6 @@ class RMAE(SelfSupervisor):
         shapes = sorted({tuple(r.shape) for r in given})
         if shapes != [(self.num_regions, *size)]:
             raise InputError(f'`regions` has shapes {shapes}; {advice}')
-        return torch.stack(given).to(inputs.device)
+        regions = torch.stack(given).to(inputs.device)
+        # Numbers of a picture file, 0 and 255, are no targets.
+        return regions if regions.is_floating_point() else regions != 0

@@ -134,7 +134,7 @@ def test_the_last_query_block_is_the_expansion():
         'blocks.0.attn.k_bias',
         'norm.running_mean',
         'region_dec_blocks.0.cross_attn.q.weight',  # not of an expansion
-        'head.weight',
+        'lm_head.weight',
     ],
 )
 def test_unknown_names_are_listed(name):
@@ -142,7 +142,7 @@ def test_unknown_names_are_listed(name):
     with pytest.raises(CheckpointError) as caught:
         convert_state_dict('rmae', state)
     assert str(caught.value).startswith(
-        'These are not names of a released R-MAE pretraining model: '
+        'These are not names of a released R-MAE model: '
         f'{name}. Expected cls_token'
     )
 
@@ -150,3 +150,15 @@ def test_unknown_names_are_listed(name):
 def test_file_in_our_format_is_recognised():
     with pytest.raises(CheckpointError, match="in this project's format"):
         convert_state_dict('rmae', {'backbone.cls_token': torch.ones(1)})
+
+
+def test_a_classifier():
+    """No released code fine-tunes; names are those of the kin."""
+    names = ('cls_token', 'fc_norm.weight', 'head.weight', 'head.bias')
+    converted = convert_state_dict('rmae', dict.fromkeys(names, torch.ones(1)))
+    assert list(converted) == [
+        'backbone.cls_token',
+        'backbone.ln2.weight',
+        'head.fc.weight',
+        'head.fc.bias',
+    ]

@@ -2,7 +2,7 @@ import pytest
 import torch
 from mmpretrain.models.utils import build_2d_sincos_position_embedding
 
-from ropim_mm.models.layers.positions import sincos_positions
+from ropim_mm.models.layers.positions import grid_of_sincos, sincos_positions
 
 
 def test_values_are_the_formula():
@@ -40,3 +40,11 @@ def test_each_token_has_a_position_of_its_own():
 def test_width_that_does_not_divide():
     with pytest.raises(ValueError, match='width 6: expected a multiple of 4'):
         sincos_positions((2, 2), 6)
+
+
+@pytest.mark.parametrize('grid', [(2, 8), (4, 4), (8, 2), (1, 7)])
+@pytest.mark.parametrize('kind', [torch.float32, torch.bfloat16])
+def test_the_table_tells_its_grid(grid, kind):
+    table = sincos_positions(grid, 16)
+    assert grid_of_sincos(table.to(kind)) == grid
+    assert grid_of_sincos(table + torch.randn_like(table)) is None

@@ -3,12 +3,14 @@
 import pytest
 import torch
 from mmpretrain.models import VisionTransformer
+from mmpretrain.models.utils import resize_pos_embed
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch.nn import functional as F
 
 from ropim_mm.models import RMAEViT
 from ropim_mm.models.layers import patchify
+from ropim_mm.models.layers.positions import sincos_positions
 from ropim_mm.models.layers.tokens import random_permutations
 
 ARCH = dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32)
@@ -574,7 +576,22 @@ def test_ratio_that_shows_nothing():
         (dict(head=None), 'expected both'),
         (dict(region_branch=None), 'region_branch is None'),
         (dict(neck=None, head=None, num_regions=0), 'nothing to learn from'),
-        (dict(backbone=dict(out_type='featmap')), "out_type is 'featmap'"),
+        (
+            dict(backbone=dict(out_type='featmap')),
+            "'out_type': 'featmap'.* needs .*'out_type': 'raw'",
+        ),
+        (dict(backbone=dict(final_norm=False)), "'final_norm': False"),
+        (dict(backbone=dict(out_indices=0)), r"'out_indices': \(0,\)"),
+        (
+            dict(region_branch=dict(patch_size=2)),
+            r"'region_branch': \(2, 2\)}; expected the same for all",
+        ),
+        (
+            dict(neck=dict(patch_size=2)),
+            'neck predicts 12 values a patch; .* have 48',
+        ),
+        (dict(neck=dict(decoder_depth=0)), 'decoder of depth 0'),
+        (dict(region_branch=dict(cross_layers=0)), 'decoder of depth 0'),
     ],
 )
 def test_contradictory_arguments(change, message):
@@ -601,6 +618,60 @@ def test_contradictory_arguments(change, message):
             config[key] = value
     with pytest.raises(ValueError, match=message):
         MODELS.build(config)
+
+
+def test_permutations_are_checked():
+    x, regions, ids = given()
+    ids[1, 0] = ids[1, 1]
+    with pytest.raises(ValueError, match='no permutation .* 0 to 5 once'):
+        build().loss(x, samples(regions, ids))
+
+
+def test_inputs_in_a_list():
+    with pytest.raises(ValueError, match='are a list of 1; expected one'):
+        build().loss([torch.zeros(2, 3, 8, 12)])
+
+
+def test_weights_of_another_size():
+    """Fixed tables are a formula: each model keeps its own."""
+    small, large = build(), build(size=(16, 24))
+    large.load_state_dict(small.state_dict())
+    for name, value in large.state_dict().items():
+        if 'pos_embed' in name:
+            table = sincos_positions((4, 6), value.shape[-1])
+            assert torch.equal(value, table), name
+        else:
+            assert torch.equal(value, small.state_dict()[name]), name
+
+
+@pytest.mark.parametrize('learn', [True, False])
+def test_positions_of_a_grid_with_as_many_tokens(learn):
+    wide = RMAEViT(arch=ARCH, img_size=(8, 32), patch_size=4)
+    square = RMAEViT(
+        arch=ARCH, img_size=16, patch_size=4, learn_positions=learn
+    )
+    square.load_state_dict(wide.state_dict())
+    formula = sincos_positions((4, 4), 16)
+    if not learn:
+        assert torch.equal(square.pos_embed, formula)
+        return
+    resized = resize_pos_embed(wide.pos_embed, (2, 8), (4, 4), 'bicubic', 1)
+    assert torch.equal(square.pos_embed, resized)
+    # Trained ones are taken as they are.
+    with torch.no_grad():
+        square.pos_embed.normal_()
+    again = RMAEViT(arch=ARCH, img_size=16, patch_size=4)
+    again.load_state_dict(square.state_dict())
+    assert torch.equal(again.pos_embed, square.pos_embed)
+
+
+def test_double_precision():
+    model = build()
+    x, regions, ids = given()
+    losses = model.loss(x, samples(regions, ids))
+    wide = model.double().loss(x.double(), samples(regions, ids))
+    for name, loss in losses.items():
+        torch.testing.assert_close(wide[name].float(), loss)
 
 
 def test_no_query_block():
