@@ -305,12 +305,13 @@ def attention(case: Case) -> Iterator[Comparison]:
     state = convert_state_dict('lomar', named)
     prefix = 'backbone.layers.0.attn.'
     module.load_state_dict({k.removeprefix(prefix): state[k] for k in state})
+    index = module.rpe_k.index(grid, a['x'].device)
     for mode in (True, False):
         # Written out in training, PyTorch's own attention otherwise.
         with torch.set_grad_enabled(mode):
-            y = module(a['x'], grid)
+            y = module(a['x'], index)
         yield close_in_scale(f'y, {"" if mode else "no "}grad', y, a['y'])
-    term = module.rpe_k(a['rpe_input'], grid)
+    term = module.rpe_k(a['rpe_input'], index)
     yield close_in_scale('rpe_output', term, a['rpe_output'])
 
 

@@ -70,21 +70,22 @@ def bucket_index(
     alpha: float = ALPHA,
     beta: float = BETA,
     gamma: float = GAMMA,
+    device: torch.device | str | None = None,
 ) -> torch.Tensor:
     """Table column of every (query, key) pair.
 
     Args:
         grid: (h, w).
         alpha, beta, gamma: See :func:`piecewise_index`.
+        device: Where to compute it.
 
     Returns:
         (1 + h*w, 1 + h*w) int64; token 0 is the class token, whose pairs all
         have the last column.
     """
     h, w = grid
-    # Explicitly on the CPU: kept in a cache, and a default device may be set.
-    rows = torch.arange(h, device='cpu')
-    columns = torch.arange(w, device='cpu')
+    rows = torch.arange(h, device=device)
+    columns = torch.arange(w, device=device)
     y = piecewise_index(rows[:, None] - rows, alpha, beta, gamma)
     x = piecewise_index(columns[:, None] - columns, alpha, beta, gamma)
     reach = int(beta)
@@ -105,7 +106,7 @@ def _index_on(
     # Not an inference tensor, even if evaluation comes first: training could
     # not save it for its backward pass.
     with torch.inference_mode(False):
-        return bucket_index(grid, alpha, beta, gamma).to(device)
+        return bucket_index(grid, alpha, beta, gamma, device)
 
 
 class _WrittenOutAttention(torch.autograd.Function):
@@ -166,7 +167,7 @@ class _WrittenOutAttention(torch.autograd.Function):
         )
 
         wide = torch.promote_types(grad_logits.dtype, torch.float32)
-        grad_scores = torch.zeros(
+        grad_scores = grad_logits.new_zeros(
             batch * heads, length, table.shape[1], dtype=wide
         )
         grad_scores.scatter_add_(
@@ -271,27 +272,29 @@ class RelativeKeys(nn.Module):
     ) -> torch.Tensor:
         """:func:`bucket_index` of a grid (h, w), made once a device."""
         if torch.compiler.is_compiling():
-            return bucket_index(grid, *self.pieces).to(device)
+            return bucket_index(grid, *self.pieces, device)
         return _index_on(grid, *self.pieces, device)
 
     def forward(
-        self, queries: torch.Tensor, grid: tuple[int, int]
+        self, queries: torch.Tensor, index: torch.Tensor
     ) -> torch.Tensor:
-        """:func:`contextual_product` of a grid.
+        """:func:`contextual_product` with this table.
 
         Args:
-            queries: (B, heads, 1 + h*w, d), not scaled.
-            grid: (h, w).
+            queries: (B, heads, N, d), not scaled.
+            index: (N, N) int64, of :meth:`index`.
 
         Returns:
-            (B, heads, 1 + h*w, 1 + h*w)
+            (B, heads, N, N)
         """
-        index = self.index(grid, queries.device)
         return contextual_product(queries, self.lookup_table_weight[0], index)
 
 
 class IRPEAttention(SelfAttention):
     """Self-attention with iRPE on keys.
+
+    Blocks with the same ``alpha, beta, gamma`` share the index of a grid,
+    ``rpe_k.index(grid, device)``.
 
     Args:
         embed_dims: D, width of a token.
@@ -320,20 +323,20 @@ class IRPEAttention(SelfAttention):
         """(..., D) -> (..., 3 * D), queries, keys and values in a row."""
         return self.project(tokens).flatten(-3)
 
-    def weigh(self, qkv: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    def weigh(self, qkv: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """The weighted values, before the output's projection.
 
         Args:
-            qkv: (B, 1 + h*w, 3 * D), class token first.
-            grid: (h, w).
+            qkv: (B, N, 3 * D), class token first.
+            index: (N, N) int64, table column of each (query, key).
 
         Returns:
-            (B, 1 + h*w, D)
+            (B, N, D)
         """
         x = contextual_attend(
             qkv.unflatten(-1, (3, self.num_heads, -1)),
             self.rpe_k.lookup_table_weight[0],
-            self.rpe_k.index(grid, qkv.device),
+            index,
             self.attn_drop if self.training else 0.0,
         )
         return x.flatten(2)
@@ -343,15 +346,15 @@ class IRPEAttention(SelfAttention):
         return self.proj_drop(self.proj(mixed))
 
     def forward(
-        self, tokens: torch.Tensor, grid: tuple[int, int]
+        self, tokens: torch.Tensor, index: torch.Tensor
     ) -> torch.Tensor:
         """Mix the tokens of each image or window.
 
         Args:
-            tokens: (B, 1 + h*w, D), class token first.
-            grid: (h, w).
+            tokens: (B, N, D), class token first.
+            index: (N, N) int64, table column of each (query, key).
 
         Returns:
-            (B, 1 + h*w, D)
+            (B, N, D)
         """
-        return self.output(self.weigh(self.qkv_of(tokens), grid))
+        return self.output(self.weigh(self.qkv_of(tokens), index))

@@ -37,10 +37,10 @@ from ...errors import InputError
 from ...registry import MODELS
 from ..layers.irpe import ALPHA, BETA, GAMMA, IRPEAttention
 from ..layers.patches import Size, grid_of, normalize_patches, to_pair
-from ..layers.tokens import take_patches, take_tokens
+from ..layers.tokens import embed_patches, take_patches, take_tokens
 from ..layers.vit import ViTBackbone
 from ..layers.windows import free_positions, sample_windows, window_patches
-from .base import SelfSupervisor, replayed
+from .base import SelfSupervisor, check_encoder, replayed
 
 
 @MODELS.register_module()
@@ -98,8 +98,9 @@ class LoMaRViT(ViTBackbone):
         )
 
     def context(self, grid: tuple[int, int]) -> tuple:
-        """The attention needs to know how the tokens lie."""
-        return (grid,)
+        """The table columns of all pairs of tokens, the same in all blocks."""
+        table = self.layers[0].attn.rpe_k
+        return (table.index(grid, self.cls_token.device),)
 
     def init_encoder(self) -> None:
         """As released: Xavier, tokens normal with std 0.02, tables 0.
@@ -116,12 +117,6 @@ class LoMaRViT(ViTBackbone):
             if token is not None:
                 nn.init.normal_(token, std=0.02)
 
-    def embed(self, patches: torch.Tensor) -> torch.Tensor:
-        """Patches (..., C * ph * pw), ordered (channel, row, column), to
-        tokens (..., D)."""
-        conv = self.patch_embed.projection
-        return F.linear(patches, conv.weight.flatten(1), conv.bias)
-
     def hide(self, patches: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """What the encoder is shown of windows.
 
@@ -132,9 +127,8 @@ class LoMaRViT(ViTBackbone):
         Returns:
             (R, 1 + P, D): class token, then patch embeddings or mask tokens.
         """
-        x = torch.where(
-            mask.unsqueeze(-1), self.mask_token, self.embed(patches)
-        )
+        tokens = embed_patches(self.patch_embed, patches)
+        x = torch.where(mask.unsqueeze(-1), self.mask_token, tokens)
         x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)
         return self.drop_after_pos(x)
 
@@ -163,24 +157,25 @@ class LoMaRViT(ViTBackbone):
             (R, K, D), after the final norm, in the order of ``masked``.
         """
         rows, hidden = len(shown), grid[0] * grid[1]
-        index = (visible + 1).unsqueeze(-1)
+        places = (visible + 1).unsqueeze(-1)
 
         def spread(distinct: torch.Tensor) -> torch.Tensor:
             # As hide() does: shown ones at their positions, else the mask.
             cls, mask, shown = distinct.split((1, 1, len(distinct) - 2))
             x = torch.cat((cls, mask.expand(hidden, -1))).expand(rows, -1, -1)
             shown = shown.unflatten(0, visible.shape)
-            return x.scatter(1, index.expand_as(shown), shown)
+            return x.scatter(1, places.expand_as(shown), shown)
 
-        tokens = self.embed(shown).flatten(0, 1)
+        tokens = embed_patches(self.patch_embed, shown).flatten(0, 1)
         distinct = torch.cat((self.cls_token[0], self.mask_token[0], tokens))
         x = spread(distinct)
+        context = self.context(grid)
         first = self.layers[0]
         qkv = spread(first.attn.qkv_of(first.ln1(distinct)))
         for i, layer in enumerate(self.layers):
             if i:
                 qkv = layer.attn.qkv_of(layer.ln1(x))
-            mixed = layer.attn.weigh(qkv, grid)
+            mixed = layer.attn.weigh(qkv, *context)
             if i == self.num_layers - 1:
                 x = take_tokens(x, masked + 1)
                 mixed = take_tokens(mixed, masked + 1)
@@ -327,6 +322,11 @@ class LoMaR(SelfSupervisor):
         window_replacement: Let windows of an image share rows and columns.
         data_preprocessor: Default MMPretrain's ``SelfSupDataPreprocessor``.
         init_cfg: See MMEngine's ``BaseModule``.
+
+    Raises:
+        InputError: The backbone has another output than the last block's
+            normalised tokens, or no mask token; the neck predicts patches of
+            another size; or a number makes no sense.
     """
 
     def __init__(
@@ -349,7 +349,8 @@ class LoMaR(SelfSupervisor):
             data_preprocessor=data_preprocessor,
             init_cfg=init_cfg,
         )
-        self._check_backbone()
+        check_encoder(self.backbone, 'LoMaR', 'ropim_mm.LoMaRViT')
+        self._check_neck()
         if not 0.0 < mask_ratio < 1.0:
             raise InputError(
                 f'mask_ratio is {mask_ratio}; expected a number strictly '
@@ -378,18 +379,17 @@ class LoMaR(SelfSupervisor):
         self.window_sampling = window_sampling
         self.window_replacement = window_replacement
 
-    def _check_backbone(self) -> None:
-        backbone = self.backbone
-        found = dict(
-            out_type=getattr(backbone, 'out_type', None),
-            final_norm=getattr(backbone, 'final_norm', None),
-            with_mask_token=getattr(backbone, 'mask_token', None) is not None,
-        )
-        wanted = dict(out_type='raw', final_norm=True, with_mask_token=True)
-        if found != wanted:
+    def _check_neck(self) -> None:
+        (ph, pw), embed = self.backbone.patch_size, self.backbone.patch_embed
+        values = embed.in_channels * ph * pw
+        found = self.neck.pred.out_features
+        if found != values:
             raise InputError(
-                f'model.backbone has {found}; LoMaR needs {wanted} of '
-                'ropim_mm.LoMaRViT'
+                f'model.neck predicts {found} values a patch; expected '
+                f"{values}, those of the backbone's patches of {ph}x{pw} "
+                f'pixels with {embed.in_channels} channels. Set `patch_size` '
+                'and `out_channels` of the neck to `patch_size` and '
+                '`in_channels` of the backbone.'
             )
 
     def loss(
@@ -437,7 +437,9 @@ class LoMaR(SelfSupervisor):
             ids = self.windows(inputs, data_samples)
         mask = self.mask(ids, data_samples)
         x = self.backbone.hide(self.patches(inputs, ids), mask)
-        (tokens,) = self.backbone.encode(x, self.window_grid, self.window_grid)
+        (tokens,) = self.backbone.encode(
+            x, self.window_grid, *self.backbone.context(self.window_grid)
+        )
         return WindowPrediction(
             ids=ids,
             mask=mask,
@@ -487,6 +489,13 @@ class LoMaR(SelfSupervisor):
             int64 (B, M, P), row-major over the grid.
         """
         embed = self.backbone.patch_embed
+        if not isinstance(inputs, torch.Tensor):
+            raise InputError(
+                f'inputs of LoMaR are a {type(inputs).__name__} of '
+                f'{len(inputs)}; expected one tensor (B, '
+                f'{embed.in_channels}, H, W), from a pipeline with one view '
+                'an image'
+            )
         if inputs.ndim != 4 or inputs.shape[1] != embed.in_channels:
             raise InputError(
                 f'inputs have shape {tuple(inputs.shape)}; expected '

@@ -57,6 +57,15 @@ def test_buckets_are_the_definition(grid):
             assert index[1 + i, 1 + j] == (row + 3) * 7 + column + 3
 
 
+def test_buckets_are_computed_on_the_device():
+    on_meta = bucket_index((2, 3), device='meta')
+    assert on_meta.is_meta and on_meta.shape == (7, 7)
+    # An explicit device, and the one a table is on, whatever the default.
+    with torch.device('meta'):
+        assert bucket_index((2, 3), device='cpu').device.type == 'cpu'
+        assert module().rpe_k.index((2, 3), torch.device('cpu')).max() == 49
+
+
 def test_a_window_has_the_buckets_of_its_image():
     """Only offsets count, so one table serves windows and images."""
     whole = bucket_index((5, 8))[1:, 1:].view(5, 8, 5, 8)
@@ -95,17 +104,20 @@ def test_attention_is_the_definition(grid):
     x = torch.randn(2, 1 + grid[0] * grid[1], 16)
     with torch.no_grad():
         expected = written_out(attention, x, grid)
-    torch.testing.assert_close(attention(x, grid), expected)  # in training
+    torch.testing.assert_close(
+        attention(x, bucket_index(grid)), expected
+    )  # in training
     with torch.no_grad():
-        torch.testing.assert_close(attention(x, grid), expected)
+        torch.testing.assert_close(attention(x, bucket_index(grid)), expected)
     with torch.inference_mode():
-        torch.testing.assert_close(attention(x, grid), expected)
+        torch.testing.assert_close(attention(x, bucket_index(grid)), expected)
 
 
 def test_the_term_of_the_logits():
     attention = module()
     queries = torch.randn(2, 2, 7, 8)
-    term = attention.rpe_k(queries, (2, 3))
+    index = attention.rpe_k.index((2, 3), queries.device)
+    term = attention.rpe_k(queries, index)
     table = attention.rpe_k.lookup_table_weight[0]
     expected = torch.einsum(
         'bhid,dij->bhij', queries, table[:, bucket_index((2, 3))]
@@ -155,23 +167,31 @@ def test_one_table_serves_every_grid():
     assert attention.rpe_k.lookup_table_weight.shape == (1, 8, 50)
     for grid in ((3, 3), (7, 2), (1, 9)):
         x = torch.randn(1, 1 + grid[0] * grid[1], 16)
-        assert attention(x, grid).shape == x.shape
+        assert attention(x, bucket_index(grid)).shape == x.shape
 
 
 def test_dropout_of_the_weights():
     attention = module(attn_drop=0.5)
     x = torch.randn(2, 10, 16)
-    assert not torch.equal(attention(x, (3, 3)), attention(x, (3, 3)))
+    assert not torch.equal(
+        attention(x, bucket_index((3, 3))), attention(x, bucket_index((3, 3)))
+    )
     attention.eval()
-    assert torch.equal(attention(x, (3, 3)), attention(x, (3, 3)))
+    assert torch.equal(
+        attention(x, bucket_index((3, 3))), attention(x, bucket_index((3, 3)))
+    )
 
 
 def test_training_after_evaluation():
     """Indices are kept; those made in evaluation serve training too."""
     attention, x = module(), torch.randn(1, 36, 16)
+
+    def run():
+        return attention(x, attention.rpe_k.index((5, 7), x.device))
+
     with torch.inference_mode():
-        attention(x, (5, 7))
-    attention(x, (5, 7)).sum().backward()
+        run()
+    run().sum().backward()
     assert attention.rpe_k.lookup_table_weight.grad.any()
 
 
@@ -181,4 +201,6 @@ def test_compiles_in_one_graph(training):
     attention = module().train(training)
     x = torch.randn(2, 10, 16)
     compiled = torch.compile(attention, backend='aot_eager', fullgraph=True)
-    torch.testing.assert_close(compiled(x, (3, 3)), attention(x, (3, 3)))
+    torch.testing.assert_close(
+        compiled(x, bucket_index((3, 3))), attention(x, bucket_index((3, 3)))
+    )

@@ -170,6 +170,25 @@ def test_less_is_computed():
     assert counts[0] < 0.7 * counts[1]
 
 
+@pytest.mark.parametrize('layers', [1, 2, 3])
+@pytest.mark.parametrize('what', ['loss', 'extract_feat'])
+def test_buckets_are_computed_once_whatever_the_depth(layers, what):
+    """In a compiled graph, and on the device: none is made elsewhere."""
+    model, graphs = build(layers=layers), []
+
+    def keep(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    torch.compiler.reset()
+    step = torch.compile(getattr(model, what), backend=keep, fullgraph=True)
+    step(torch.randn(2, 3, *SIZE))
+    (graph,) = graphs
+    calls = [n.target for n in graph.graph.nodes if n.op == 'call_function']
+    # One logarithm an axis.
+    assert calls.count(torch.log) == 2
+
+
 def test_drawn_masks_and_windows():
     model = build()
     x = torch.randn(5, 3, *SIZE)
@@ -326,18 +345,44 @@ def test_arguments_that_make_no_sense(options, message):
 
 
 @pytest.mark.parametrize(
-    'change',
+    ('change', 'found', 'wanted'),
     [
-        dict(out_type='cls_token'),
-        dict(final_norm=False),
-        dict(with_mask_token=False),
+        (dict(out_type='cls_token'), "'out_type': 'cls_t", "_type': 'raw'"),
+        (dict(final_norm=False), "'final_norm': False", "'final_norm': True"),
+        (dict(with_mask_token=False), "token': False", "token': True"),
+        (dict(out_indices=(0, 1)), r"indices': \(0, 1\)", r"': \(1,\)"),
+        (dict(out_indices=0), r"indices': \(0,\)", r"': \(1,\)"),
     ],
 )
-def test_a_backbone_for_another_purpose(change):
+def test_a_backbone_for_another_purpose(change, found, wanted):
     cfg = config()
     cfg['backbone'].update(change)
-    with pytest.raises(InputError, match=r'model.backbone has .* LoMaR needs'):
+    message = f'LoMaRViT of 2 blocks, .*{found}.*; LoMaR needs .*{wanted}'
+    with pytest.raises(InputError, match=message):
         MODELS.build(cfg)
+
+
+@pytest.mark.parametrize(
+    ('change', 'found'),
+    [
+        (dict(patch_size=8), 192),
+        (dict(patch_size=(4, 2)), 24),
+        (dict(out_channels=1), 16),
+    ],
+)
+def test_a_neck_for_other_patches(change, found):
+    cfg = config()
+    cfg['neck'].update(change)
+    message = f'predicts {found} values .* expected 48, .* 4x4 .* 3 channels'
+    with pytest.raises(InputError, match=message):
+        MODELS.build(cfg)
+
+
+def test_several_views_of_an_image():
+    with pytest.raises(
+        InputError, match=r'are a list of 2; expected one tensor \(B, 3, H, W'
+    ):
+        build().loss([torch.zeros(2, 3, *SIZE)] * 2)
 
 
 def test_a_window_larger_than_the_grid():
