@@ -79,6 +79,30 @@ def test_a_wrong_number_is_found(copied, array, factor, found):
     assert copied('pretrain_g4_mps32', **change) == found
 
 
+@pytest.mark.parametrize(
+    'case',
+    ['pretrain_g4_mps32', 'pretrain_g14_mps', 'pretrain_g4_uneven_abspos'],
+)
+def test_a_gradient_of_0_is_judged_by_what_cancels(copied, case):
+    """A BatchNorm takes away what the bias before it adds."""
+    name, largest = 'grad/backbone.ln1.bias', {}
+
+    def add(share):
+        def change(array):
+            return array + np.float32(share * largest['weight'])
+
+        return change
+
+    def look(array):
+        largest['weight'] = np.abs(array).max()
+        return array
+
+    # Other rounding, then a gradient that is not 0.
+    for share, found in ((-5e-6, []), (1e-4, [name])):
+        key = {'grad/norm.weight': look, 'grad/norm.bias': add(share)}
+        assert copied(case, **key) == found
+
+
 def test_another_momentum_is_found(copied):
     wrong = copied('schedules', momentum=lambda a: a.clip(0, 0.9999))
     assert wrong == ['momentum']
