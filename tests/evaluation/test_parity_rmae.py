@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from ropim_mm.evaluation.parity import run_directory
+from ropim_mm.evaluation.parity import rmae, run_directory
+from ropim_mm.evaluation.parity.cases import Arrays, Case
+from ropim_mm.evaluation.parity.common import learning_rates
 
 
 def test_every_public_case(shared):
@@ -97,3 +99,15 @@ def other_way(array):
 )  # fmt: skip
 def test_a_wrong_number_is_found(spoiled, name, array, change, found):
     assert spoiled(name, array, change) == found
+
+
+def test_a_schedule_without_warm_up():
+    curve = learning_rates(1e-3, 0.0, 12, 0)[:, 0]
+    info = dict(config=dict(lr=1e-3, T_max=12, warmup=0))
+
+    def failed(curve):
+        case = Case('none', info, Arrays(lr_used=curve))
+        return [c.name for c in rmae.schedule(case) if not c.ok]
+
+    assert failed(curve) == []
+    assert failed(curve * 1.001) == ['cosine', 'peak']

@@ -298,7 +298,8 @@ def schedule(case: Case) -> Iterator[Comparison]:
     yield close('cosine', ours[warm:], curve[warm:], **TIGHT)
     yield close('peak', ours.max(), curve.max(), **TIGHT)
     rising = (ours.diff() > 0).long().cumprod(0).sum()
-    yield exact('warm-up updates', int(rising) + 1, warm)
+    if warm:
+        yield exact('warm-up updates', int(rising) + 1, warm)
     deviation = (ours - curve).abs().max().item()
     relative = deviation / curve.max().item()
     yield Comparison(
