@@ -20,6 +20,7 @@ from .encoders import (
     TABLE,
     EncoderShape,
     encoder_shape,
+    family_of,
 )
 from .official import (
     CONVERTERS,
@@ -34,6 +35,8 @@ BACKBONE = 'backbone.'
 # Before the names of a model's momentum copy.
 MOMENTUM = 'momentum.'
 FORMATS = ('mm', 'timm', 'safetensors')
+# The encoder of each method of official.CONVERTERS.
+FAMILIES = {'conmim': BEIT, 'lomar': IRPE, 'rmae': PLAIN, 'ropim': BEIT}
 
 LICENCE_NOTICE = (
     'The weights keep the licence under which they were released, which may '
@@ -117,7 +120,8 @@ def convert_official(
 
     Raises:
         CheckpointError: The method is unknown or has no momentum copy,
-            ``src`` is not one of its released files, or ``dst`` exists.
+            ``src`` is not one of its released files or has the encoder of
+            another method, or ``dst`` exists.
         MissingCheckpointError: There is no ``src``.
     """
     if method not in CONVERTERS:
@@ -147,6 +151,7 @@ def convert_official(
         if set(weights) != alone:
             notes = (_origin_of_copy(files),)
     encoder = _encoder(weights, src)
+    _check_family(method, family_of(encoder), src)
     kind = _kind(weights)
     meta = dict(
         ropim_mm_version=__version__,
@@ -178,6 +183,18 @@ def _converted(
     except CheckpointError as error:
         raise CheckpointError(f'{src}: {error}') from error
     return weights, dropped_names(method, released)
+
+
+def _check_family(method: str, found: str, src: str) -> None:
+    """Many names are those of all methods: a file of another may convert."""
+    if found == FAMILIES[method]:
+        return
+    fitting = ' or '.join(m for m in FAMILIES if FAMILIES[m] == found)
+    raise CheckpointError(
+        f'{src} is not a file of {method}: its encoder looks like '
+        f'"{found}", expected "{FAMILIES[method]}". Give the method that the '
+        f'file is of; with such an encoder: {fitting}.'
+    )
 
 
 def _origin_of_copy(files: list[str]) -> str:

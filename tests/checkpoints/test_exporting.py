@@ -16,7 +16,12 @@ from ropim_mm.checkpoints import (
     read_checkpoint,
 )
 from ropim_mm.checkpoints.encoders import BEIT, IRPE, PLAIN, encoder_shape
-from ropim_mm.checkpoints.exporting import convert_official, extract_backbone
+from ropim_mm.checkpoints.exporting import (
+    FAMILIES,
+    convert_official,
+    extract_backbone,
+)
+from ropim_mm.checkpoints.official import CONVERTERS
 from ropim_mm.models import ROPIMViT
 
 
@@ -383,6 +388,59 @@ def test_copy_of_a_method_without_one(tmp_path):
         convert_official(
             'ropim', 'one.pth', tmp_path / 'a.pth', momentum='two.pth'
         )
+
+
+def released_encoder(family):
+    """The names of an encoder as released, without anything around it."""
+    names = dict.fromkeys(
+        ('cls_token', 'patch_embed.proj.bias', 'blocks.0.norm1.weight',
+         'blocks.0.mlp.fc1.bias', 'norm.weight'),
+        torch.ones(1, 1, 8),
+    )  # fmt: skip
+    names['patch_embed.proj.weight'] = torch.ones(8, 3, 4, 4)
+    if family == PLAIN:
+        names['pos_embed'] = torch.ones(1, 5, 8)
+    elif family == IRPE:
+        table = 'blocks.0.attn.rpe_k.lookup_table_weight'
+        names[table] = torch.ones(1, 4, 50)
+    else:
+        names['blocks.0.gamma_1'] = names['blocks.0.gamma_2'] = torch.ones(8)
+    return names
+
+
+@pytest.mark.parametrize(
+    ('family', 'method', 'wanted', 'fitting'),
+    [
+        (PLAIN, 'lomar', IRPE, 'rmae'),
+        (PLAIN, 'conmim', BEIT, 'rmae'),
+        (BEIT, 'lomar', IRPE, 'conmim or ropim'),
+    ],
+)
+def test_a_file_of_another_method(family, method, wanted, fitting, tmp_path):
+    source, target = tmp_path / 'a.pth', tmp_path / 'b.pth'
+    torch.save({'model': released_encoder(family)}, source)
+    with pytest.raises(CheckpointError) as caught:
+        convert_official(method, source, target)
+    assert str(caught.value) == (
+        f'{source} is not a file of {method}: its encoder looks like '
+        f'"{family}", expected "{wanted}". Give the method that the file is '
+        f'of; with such an encoder: {fitting}.'
+    )
+    assert os.listdir(tmp_path) == ['a.pth']
+
+
+@pytest.mark.parametrize(
+    ('family', 'method'),
+    [(PLAIN, 'rmae'), (BEIT, 'conmim'), (IRPE, 'lomar')],
+)
+def test_a_file_of_the_method(family, method, tmp_path):
+    source, target = tmp_path / 'a.pth', tmp_path / 'b.pth'
+    torch.save({'model': released_encoder(family)}, source)
+    assert convert_official(method, source, target).shape.family == family
+
+
+def test_every_converter_has_its_family():
+    assert set(FAMILIES) == set(CONVERTERS)
 
 
 @pytest.mark.parametrize('size', [(64, 32), (32, 64), (16, 48), (48, 16)])
