@@ -12,6 +12,7 @@ same regions without making the masks that are not chosen.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -68,13 +69,19 @@ def check_fh_settings(
     """Refuse settings that :func:`felzenszwalb_maps` cannot work with.
 
     Raises:
-        InputError: There are none, they do not pair, or one is negative.
+        InputError: There are none, they do not pair, or one is negative or
+            not finite.
     """
     if not len(scales) or len(scales) != len(min_sizes):
         raise InputError(
             f'{len(scales)} scales {list(scales)} and {len(min_sizes)} '
             f'min_sizes {list(min_sizes)}; expected one of each a map, and '
             'one map or more'
+        )
+    if not all(map(math.isfinite, (*scales, *min_sizes, sigma))):
+        raise InputError(
+            f'scales {list(scales)}, min_sizes {list(min_sizes)} and sigma '
+            f'{sigma} must be finite numbers'
         )
     if min(*scales, *min_sizes, sigma) < 0:
         raise InputError(

@@ -3,6 +3,8 @@
 import json
 from functools import partial
 
+from math import inf, nan
+
 import numpy as np
 import pytest
 import torch
@@ -208,6 +210,9 @@ def test_bad_settings_are_named():
         felzenszwalb_maps(image, [], [])
     with pytest.raises(InputError, match='must not be negative'):
         felzenszwalb_maps(image, [5], [5], sigma=-1)
+    for bad in ((nan, 5, 1), (5, inf, 1), (5, 5, nan), (inf, 5, 1)):
+        with pytest.raises(InputError, match='must be finite numbers'):
+            felzenszwalb_maps(image, bad[:1], bad[1:2], sigma=bad[2])
     with pytest.raises(InputError, match=r'\[2\.5\].*expected whole ones'):
         felzenszwalb_maps(image, [5], [2.5])
     with pytest.raises(InputError, match=r'float64 \(8, 8\); expected uint8'):
