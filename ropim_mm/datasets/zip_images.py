@@ -145,6 +145,23 @@ class ZipReader:
         return {'path': self.path, '_file': None, '_pid': None}
 
 
+def check_member_name(name: str, archive: str) -> None:
+    """Refuse a member whose name is no place below the archive's root.
+
+    Args:
+        name: Of the member.
+        archive: Path, for the message.
+
+    Raises:
+        InputError: The name is absolute or contains ``..``.
+    """
+    if name.startswith('/') or '..' in name.split('/'):
+        raise InputError(
+            f'the member {name} of {archive} leads out of it; expected a '
+            "relative name without '..'. Pack the archive again"
+        )
+
+
 @DATASETS.register_module()
 class ImageZip(BaseDataset):
     """Images of a zip archive, read where they are.
@@ -169,8 +186,9 @@ class ImageZip(BaseDataset):
 
     Raises:
         MissingArchiveError: No such archive.
-        InputError: No zip archive, no images under ``prefix``, an image in no
-            class folder, or a class folder that ``classes`` does not name.
+        InputError: No zip archive, no images under ``prefix``, an image whose
+            name leads out of the archive or that lies in no class folder, or
+            a class folder that ``classes`` does not name.
     """
 
     def __init__(
@@ -206,6 +224,8 @@ class ImageZip(BaseDataset):
                 f'has {len(everything)} files in {folders[:10]}. Set prefix '
                 f'to one of its folders; images end in {self.extensions}'
             )
+        for member in images:
+            check_member_name(member.name, self.reader.path)
         entries = [
             dict(img_path=f'{self.reader.path}/{m.name}', member=tuple(m))
             for m in images

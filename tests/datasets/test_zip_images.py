@@ -125,6 +125,15 @@ def test_bad_archives(tmp_path, archive):
         ImageZip(str(archive), prefix='train')
 
 
+@pytest.mark.parametrize('name', ['a/../../x.jpg', '/a/x.jpg'])
+def test_members_that_lead_out_are_refused(tmp_path, name):
+    path = tmp_path / 'images.zip'
+    with zipfile.ZipFile(path, 'w') as file:
+        file.writestr(name, b'')
+    with pytest.raises(InputError, match=f'the member {name} of .* leads out'):
+        ImageZip(str(path), with_label=False)
+
+
 def test_other_compressions_are_refused(tmp_path):
     path = tmp_path / 'x.zip'
     with zipfile.ZipFile(path, 'w', zipfile.ZIP_LZMA) as file:
