@@ -145,6 +145,65 @@ def test_labels_are_resized_as_pillow_does(shape):
     np.testing.assert_array_equal(found, np.asarray(expected))
 
 
+@pytest.mark.parametrize(
+    'step',
+    [
+        dict(type='RandomResizedCrop', scale=64),
+        dict(type='RandomCrop', crop_size=64, padding=8),
+        dict(type='ResizeEdge', scale=64),
+    ],
+    ids=lambda step: step['type'],
+)
+@pytest.mark.parametrize('last', ['select', 'crop'])
+def test_steps_that_move_the_image_alone_are_refused(step, last):
+    image, _ = photo(64, 64)  # sizes stay equal
+    last = dict(
+        select=dict(type='ropim_mm.SelectRegions'),
+        crop=dict(type='ropim_mm.RandomResizedCrop', scale=64),
+    )[last]
+    first = dict(type='ropim_mm.MakeRegions', scales=(20,))
+    sample = dict(img=image, img_path='x.jpg', img_shape=image.shape[:2])
+    with pytest.raises(
+        InputError, match=r'x\.jpg: the image has been cropped'
+    ):
+        Compose([first, step, last])(sample)
+
+
+def test_steps_that_move_both_or_change_colours_are_not_refused():
+    image, _ = photo(60, 80)
+    steps = Compose(
+        [
+            dict(type='ropim_mm.MakeRegions', scales=(20,)),
+            dict(type='ColorJitter', brightness=0.4),
+            dict(type='Resize', scale=(70, 60)),
+            dict(type='CenterCrop', crop_size=64),
+            dict(type='ropim_mm.RandomResizedCrop', scale=64),
+            dict(type='RandomFlip', prob=0.5),
+            dict(type='RandomGrayscale', prob=0.5, keep_channels=True),
+            dict(type='ropim_mm.SelectRegions', num_regions=3),
+        ]
+    )
+    for _ in range(4):
+        out = steps(dict(img=image, img_shape=image.shape[:2]))
+        assert out['regions'].shape == (3, 64, 64)
+        assert not {'gt_seg_map', 'region_tables', 'region_step'} & set(out)
+
+
+@pytest.mark.parametrize(
+    'step', [SelectRegions(), RandomResizedCrop(32)], ids=lambda s: type(s)
+)
+def test_maps_of_another_size_than_the_image_are_refused(step):
+    image, labels = photo(64, 64)
+    sample = start(image, LabelMaps.stacked(labels[None]))
+    sample['img'] = image[:48]
+    with pytest.raises(InputError) as error:
+        step(sample)
+    text = str(error.value)
+    assert text.startswith('photo.png: the image is 48x64 (height x width)')
+    assert 'gt_seg_map, its label maps, 64x64' in text
+    assert 'ropim_mm.RandomResizedCrop' in text
+
+
 # --- Loading ----------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ from mmpretrain.datasets.transforms import (
     RandomResizedCrop as PretrainRandomResizedCrop,
 )
 
+from ropim_mm.errors import InputError
 from ropim_mm.registry import TRANSFORMS
 
 
@@ -26,7 +27,12 @@ class RandomResizedCrop(PretrainRandomResizedCrop):
     """
 
     def transform(self, results: dict) -> dict:
-        """Crop and resize ``img``, and ``gt_seg_map`` where there is one."""
+        """Crop and resize ``img``, and ``gt_seg_map`` where there is one.
+
+        Raises:
+            InputError: Label maps are not in step with the image.
+        """
+        check_in_step(results)
         img = results['img']
         top, left, height, width = self.rand_crop_params(img)
         crop = img[top : top + height, left : left + width]
@@ -48,7 +54,48 @@ class RandomResizedCrop(PretrainRandomResizedCrop):
                 results['gt_seg_map'][top : top + height, left : left + width],
                 self.scale,
             )
+            if 'region_step' in results:
+                record_step(results)
         return results
+
+
+def record_step(results: dict) -> None:
+    """Note that ``gt_seg_map`` is in step with ``img`` as it is now."""
+    results['region_step'] = (results.get('img_shape'), results['gt_seg_map'])
+
+
+def check_in_step(results: dict) -> None:
+    """Refuse a ``gt_seg_map`` that was not cropped or resized as ``img``.
+
+    A step that crops or resizes gives a new ``img_shape``, whatever the size.
+    If it leaves the ``gt_seg_map`` that :func:`record_step` saw, it has moved
+    the image alone. Looks at the objects and not at their values.
+
+    Raises:
+        InputError: The sizes differ, or such a step came between.
+    """
+    maps, image = results.get('gt_seg_map'), results.get('img')
+    if maps is None or not isinstance(image, np.ndarray):
+        return
+    advice = (
+        'A step has cropped or resized the image and not the maps. Use steps '
+        "that do both: ropim_mm.RandomResizedCrop, or MMCV's Resize, "
+        'CenterCrop and RandomFlip'
+    )
+    if maps.shape[:2] != image.shape[:2]:
+        raise InputError(
+            f'{results.get("img_path")}: the image is '
+            f'{image.shape[0]}x{image.shape[1]} (height x width) and '
+            f'gt_seg_map, its label maps, {maps.shape[0]}x{maps.shape[1]}. '
+            f'{advice}'
+        )
+    shape, seen = results.get('region_step', (None, None))
+    if maps is seen and results.get('img_shape') is not shape:
+        raise InputError(
+            f'{results.get("img_path")}: the image has been cropped or '
+            'resized since gt_seg_map, its label maps, was loaded or '
+            f'cropped. {advice}'
+        )
 
 
 def resize_labels(labels: np.ndarray, shape: Sequence[int]) -> np.ndarray:

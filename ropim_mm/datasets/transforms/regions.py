@@ -18,8 +18,20 @@
     data_preprocessor = dict(type='ropim_mm.RegionDataPreprocessor', ...)
 
 Between the first two and the last two, the label maps of an image are under
-``gt_seg_map``. There MMCV's own steps find them, and crop, flip, pad and
-resize them with the image.
+``gt_seg_map``. Steps that move pixels have to move them as well:
+
+- ``ropim_mm.RandomResizedCrop`` and MMCV's ``RandomFlip``, ``Resize``,
+  ``RandomResize`` and ``CenterCrop`` do. ``Pad`` fills the maps with a
+  number, 255 unless told, that has no meaning in them: do not use it;
+- MMPretrain's ``RandomCrop``, ``RandomResizedCrop``, ``ResizeEdge``,
+  ``Albumentations`` and the like move the image alone. This is an error, see
+  :func:`~ropim_mm.datasets.transforms.cropping.check_in_step`, which tells
+  even where the sizes are equal, unless a flip or another of the steps above
+  stands between it and ``SelectRegions`` and runs for every sample;
+- MMPretrain's ``Rotate``, ``Shear`` and ``Translate`` (also in
+  ``RandAugment`` and ``AutoAugment``) move the image alone and leave no
+  trace: do not use them;
+- steps that change colours only may stand anywhere.
 """
 
 from __future__ import annotations
@@ -39,6 +51,10 @@ from ropim_mm.datasets.regions import (
     felzenszwalb_maps,
 )
 from ropim_mm.datasets.shared_cache import SharedCache
+from ropim_mm.datasets.transforms.cropping import (
+    check_in_step,
+    record_step,
+)
 from ropim_mm.datasets.transforms.loading import (
     FileLoader,
     UnreadableFileError,
@@ -57,6 +73,7 @@ def keep_maps(results: dict, maps: LabelMaps) -> dict:
     """Put label maps where the steps of a pipeline find them."""
     results['gt_seg_map'] = maps.index
     results['region_tables'] = maps.tables
+    record_step(results)
     return results
 
 
@@ -83,6 +100,7 @@ class LoadRegions(FileLoader):
     - gt_seg_map: (H, W) or (H, W, K) of unsigned integers, and
       region_tables: what they mean, see
       :class:`~ropim_mm.datasets.label_maps.LabelMaps`
+    - region_step: which image they are in step with, for a check
 
     Args:
         on_error: What happens to an image whose maps are missing, damaged or
@@ -177,8 +195,8 @@ def _text(shape: Sequence[int]) -> str:
 class MakeRegions(BaseTransform):
     """Segment the image on the fly, instead of loading label maps.
 
-    The same maps as the files of ``create_fh_masks.py`` hold, at a hundred
-    times the time or more: for small images, and to try settings.
+    The same maps as the files of ``create_fh_masks.py`` hold, but far slower
+    than loading them: for small images, and to try settings.
 
     **Required keys:**
 
@@ -186,7 +204,7 @@ class MakeRegions(BaseTransform):
 
     **Added keys:**
 
-    - gt_seg_map, region_tables: as by :class:`LoadRegions`
+    - gt_seg_map, region_tables, region_step: as by :class:`LoadRegions`
 
     Args:
         scales: One a map, see
@@ -230,12 +248,13 @@ class SelectRegions(BaseTransform):
 
     **Required keys** (not with ``num_regions=0``)**:**
 
-    - gt_seg_map, region_tables: of :class:`LoadRegions` or
+    - img: (H, W, C)
+    - gt_seg_map, region_tables, region_step: of :class:`LoadRegions` or
       :class:`MakeRegions`
 
     **Removed keys:**
 
-    - gt_seg_map, region_tables
+    - gt_seg_map, region_tables, region_step
 
     **Added keys** (none with ``num_regions=0``)**:**
 
@@ -257,7 +276,8 @@ class SelectRegions(BaseTransform):
 
     Raises:
         InputError: A setting is out of range; by :meth:`transform`, there
-            are no label maps, or the crop is no multiple of the patch.
+            are no label maps, they are not in step with the image, or the
+            crop is no multiple of the patch.
     """
 
     def __init__(
@@ -289,8 +309,11 @@ class SelectRegions(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         """Replace the label maps by ``regions`` and ``shuffle_ids``."""
+        if self.num_regions:
+            check_in_step(results)
         index = results.pop('gt_seg_map', None)
         tables = results.pop('region_tables', None)
+        results.pop('region_step', None)
         if not self.num_regions:
             return results
         if index is None or tables is None:
@@ -335,7 +358,7 @@ class PackRegions(PackInputs):
     ``PackInputs(algorithm_keys=('regions', 'shuffle_ids'))`` works as well,
     but then each image's regions travel from the worker to the training
     process by themselves, unpinned and a byte a pixel and region, which costs
-    that process 0.7 ms an image. Here they are bits, collated and pinned as
+    that process time. Here they are bits, collated and pinned as
     the images are. ``ropim_mm.RegionDataPreprocessor`` puts them on the data
     samples, on the device.
 
