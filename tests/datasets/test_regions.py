@@ -2,7 +2,6 @@
 
 import json
 from functools import partial
-
 from math import inf, nan
 
 import numpy as np
