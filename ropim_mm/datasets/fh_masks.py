@@ -42,10 +42,15 @@ from ropim_mm.datasets.label_maps import (
 from ropim_mm.datasets.region_datasets import map_name
 from ropim_mm.datasets.regions import check_fh_settings, felzenszwalb_maps
 from ropim_mm.datasets.transforms.loading import decode_image, image_shape
-from ropim_mm.datasets.zip_images import IMG_EXTENSIONS, ZipReader
+from ropim_mm.datasets.zip_images import (
+    IMG_EXTENSIONS,
+    ZipReader,
+    check_member_name,
+)
 from ropim_mm.errors import InputError
 
 SETTINGS_FILE = 'fh_masks.json'
+_UNFINISHED = '.unfinished-'
 # Images a worker that are under way at a time.
 _UNDER_WAY = 4
 # Seconds between two lines of progress where it does not go to a terminal.
@@ -90,13 +95,15 @@ class FHSettings:
                 tuple(found['min_sizes']),
                 found['sigma'],
             )
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise InputError(f'cannot read {path}: {error}') from error
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f'{path} does not hold the settings of label maps: '
-                f'{error!r}. Remove it and run again with the settings that '
-                'the maps beside it were made with'
+                f'{error!r}. Put it back as it was, such as '
+                f'{json.dumps(cls().to_json())}, or choose an empty folder'
             ) from error
 
 
@@ -107,8 +114,8 @@ class ImageSource:
         path: The folder or the archive.
 
     Raises:
-        InputError: There is neither, it holds no images, or two whose label
-            maps would be one file.
+        InputError: There is neither, it holds no images, two whose label
+            maps would be one file, or one whose name leads out of it.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
@@ -138,6 +145,8 @@ class ImageSource:
             )
         seen: dict[str, str] = {}
         for name in self.names:
+            if self._members is not None:
+                check_member_name(name, self.path)
             other = seen.setdefault(map_name(name), name)
             if other != name:
                 raise InputError(
@@ -161,7 +170,8 @@ class Report:
         total: Images of the shard.
         done: Maps that were made, or found in order by a verification.
         present: Maps that had been there before.
-        missing: Images whose maps are not there, by a verification.
+        missing: Images that can be read and whose maps are not there, by a
+            verification.
         broken: Maps that are not as they should be, with the reason; by a
             verification.
         unreadable: Images that cannot be read, with the reason.
@@ -207,7 +217,8 @@ def create_maps(
             ``'skip'`` leaves it out and reports it.
         repair: Check the maps that are there first, and make the bad ones
             again.
-        progress: Where to show a bar, such as ``sys.stderr``.
+        progress: Where to show a bar, such as ``sys.stderr``; under
+            ``repair`` one for the check comes first.
 
     Raises:
         InputError: The images, the folder or an argument do not fit; another
@@ -222,10 +233,13 @@ def create_maps(
     start = time.perf_counter()
     report = Report(total=len(names))
     with _own_shard(out, shard) as aside:
-        _keep_settings(out, settings, aside)
+        with _naming('cannot write', out):
+            _keep_settings(out, settings, aside)
         present = _present(out, names)
         if repair and present:
-            checked = _verify(source, out, settings, present, workers, None)
+            checked = _verify(
+                source, out, settings, present, workers, progress
+            )
             bad = {name for name, _ in checked.broken}
             present = [name for name in present if name not in bad]
         skip = set(present)
@@ -264,6 +278,9 @@ def verify_maps(
 ) -> Report:
     """Check that every image has maps that can be read and fit it.
 
+    Images whose maps are missing or broken are decoded, to tell those whose
+    maps can be made from those that cannot be read.
+
     Arguments as of :func:`create_maps`. Nothing is written.
 
     Raises:
@@ -275,7 +292,11 @@ def verify_maps(
     report = _verify(source, out, settings, present, workers, progress)
     report.total = len(names)
     skip = set(present)
-    report.missing = [name for name in names if name not in skip]
+    missing = [name for name in names if name not in skip]
+    doubtful = missing + [name for name, _ in report.broken]
+    unreadable = _unreadable(source, doubtful, workers, progress)
+    report.missing = [name for name in missing if name not in unreadable]
+    report.unreadable += unreadable.items()
     report.seconds = time.perf_counter() - start
     return report
 
@@ -292,6 +313,11 @@ def _prepare(
             f'shard is {index}/{count}; expected I/N with I from 0 to N - 1'
         )
     real_in, real_out = Path(images).resolve(), Path(out).resolve()
+    if real_out in real_in.parents:
+        raise InputError(
+            f'{images} lies in {out}: maps would come among what is not '
+            'theirs. Give a folder beside it'
+        )
     if real_out == real_in or real_in in real_out.parents:
         raise InputError(
             f'{out} lies in {images}: maps are PNG files, and would be taken '
@@ -300,6 +326,9 @@ def _prepare(
     if real_out.exists() and not real_out.is_dir():
         raise InputError(f'{out} is a file; expected a folder for the maps')
     begun = FHSettings.of_folder(out)
+    if begun is None:
+        with _naming('cannot read', out):
+            _check_new(out)
     if settings is None:
         settings = begun or FHSettings()
     elif begun not in (None, settings):
@@ -310,6 +339,31 @@ def _prepare(
         )
     source = ImageSource(images)
     return source, source.names[index::count], settings
+
+
+def _check_new(out: str | os.PathLike) -> None:
+    """Refuse a folder of something else: its files might be overwritten."""
+    try:
+        found = sorted(os.listdir(out))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    found = [name for name in found if not name.startswith(_UNFINISHED)]
+    # A shard that has begun since has written its settings before its maps.
+    if found and not Path(out, SETTINGS_FILE).exists():
+        raise InputError(
+            f'{out} holds {len(found)} entries, such as {found[:5]}, and no '
+            f'{SETTINGS_FILE}: it is no folder of label maps. Choose an '
+            'empty one, or one that does not exist'
+        )
+
+
+@contextmanager
+def _naming(failure: str, path: str | os.PathLike) -> Iterator[None]:
+    """Say what could not be done with which file or folder."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f'{failure} {path}: {error}') from error
 
 
 def _keep_settings(
@@ -340,22 +394,45 @@ def _own_shard(
     out: str | os.PathLike, shard: tuple[int, int]
 ) -> Iterator[str]:
     """A folder for unfinished files that no other run uses, empty."""
-    folder = Path(out, f'.unfinished-{shard[0]}-of-{shard[1]}')
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / 'lock', 'ab') as lock:
-        if not _lock(lock):
-            raise InputError(
-                f'another process is making shard {shard[0]}/{shard[1]} of '
-                f'{out} (it holds {lock.name}); wait for it, or stop it'
-            )
+    folder = Path(out, f'{_UNFINISHED}{shard[0]}-of-{shard[1]}')
+    with _naming('cannot write', out):
+        lock = _open_locked(folder / 'lock')
+    if lock is None:
+        raise InputError(
+            f'another process is making shard {shard[0]}/{shard[1]} of '
+            f'{out} (it holds {folder / "lock"}); wait for it, or stop it'
+        )
+    with lock:
         # Left behind by a run that was killed.
-        for entry in folder.iterdir():
-            if entry.name != 'lock':
-                entry.unlink()
+        with _naming('cannot write', out):
+            for entry in folder.iterdir():
+                if entry.name != 'lock':
+                    entry.unlink()
         try:
             yield str(folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _open_locked(path: Path) -> BinaryIO | None:
+    """The file, locked by this process; None where another one has it."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = open(path, 'ab')
+        except FileNotFoundError:  # a run that ends has removed the folder
+            continue
+        try:
+            if not _lock(file):
+                file.close()
+                return None
+            # A run that ended meanwhile has removed what is locked here, and
+            # a third one would lock another file of the same name.
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+        except FileNotFoundError:
+            pass
+        file.close()
 
 
 def _lock(file: BinaryIO) -> bool:
@@ -413,6 +490,41 @@ def _verify(
             else:
                 report.done += 1
     return report
+
+
+def _unreadable(
+    source: ImageSource,
+    names: Sequence[str],
+    workers: int,
+    progress: TextIO | None,
+) -> dict[str, str]:
+    """Images that cannot be decoded, with the reason."""
+    if not names:
+        return {}
+    found = {}
+    with (
+        _Bar(len(names), 0, progress) as bar,
+        closing(_work(_Decoder(source), names, workers)) as results,
+    ):
+        for name, error in results:
+            bar.step()
+            if error is not None:
+                found[name] = error
+    return found
+
+
+@dataclass
+class _Decoder:
+    """Tries to decode an image: name -> (name, error)."""
+
+    source: ImageSource
+
+    def __call__(self, name: str) -> tuple[str, str | None]:
+        try:
+            decode_image(self.source.read(name))
+        except Exception as error:
+            return name, str(error) or type(error).__name__
+        return name, None
 
 
 @dataclass

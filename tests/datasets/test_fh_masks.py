@@ -232,6 +232,8 @@ def test_other_settings_are_refused(images, tmp_path):
     (out / 'fh_masks.json').write_text('{"scales": 5}')
     with pytest.raises(InputError, match='does not hold the settings'):
         create_maps(images, out)
+    with pytest.raises(InputError, match='Put it back as it was'):
+        create_maps(images, out)
 
 
 def test_unreadable_images_by_policy(images, tmp_path):
@@ -280,7 +282,11 @@ def test_verification_finds_each_kind_of_damage(images, tmp_path):
     (images / 'class2/2.bmp').write_bytes(b'no image')
     before = sorted(p.stat().st_mtime_ns for p in out.rglob('*'))
 
-    report = verify_maps(images, out)
+    stream = io.StringIO()
+    report = verify_maps(images, out, progress=stream)
+    # The 11 that are there; then the images of what is missing or broken.
+    assert ' 11/11 ' in stream.getvalue()
+    assert ' 7/7 ' in stream.getvalue().splitlines()[-1]
     assert report.missing == ['class0/0.png']
     assert dict(report.unreadable).keys() == {'class2/2.bmp'}
     assert report.done == 12 - 8
@@ -299,9 +305,26 @@ def test_verification_finds_each_kind_of_damage(images, tmp_path):
     assert sorted(p.stat().st_mtime_ns for p in out.rglob('*')) == before
 
     picture(2, 32, 40).save(images / 'class2/2.bmp')
-    report = create_maps(images, out, repair=True)
+    stream = io.StringIO()
+    report = create_maps(images, out, repair=True, progress=stream)
     assert (report.done, report.present) == (7, 5)
+    assert ' 11/11 ' in stream.getvalue()  # of the check
     check(images, out)
+
+
+def test_images_left_out_are_not_missing(images, tmp_path):
+    out = tmp_path / 'out'
+    for name in ('class0/0.png', 'class0/3.png'):
+        (images / name).write_bytes(b'no image')
+    create_maps(images, out, SETTINGS, on_error='skip')
+    (out / 'class1/1.png').unlink()
+    (out / 'class0/3.png').write_bytes(b'')
+    report = verify_maps(images, out)
+    assert report.missing == ['class1/1.JPEG']
+    assert [name for name, _ in report.broken] == ['class0/3.png']
+    assert sorted(dict(report.unreadable)) == ['class0/0.png', 'class0/3.png']
+    assert 'not an image' in dict(report.unreadable)['class0/0.png']
+    assert report.done == 9
 
 
 def test_turned_photos_have_upright_maps(tmp_path):
@@ -347,6 +370,41 @@ def test_an_archive_of_images(images, tmp_path):
     assert verify_maps(archive, out, workers=2).done == 12
 
 
+@pytest.mark.parametrize('name', ['a/../../x.jpg', '/tmp/x.jpg', '../x.jpg'])
+def test_members_that_lead_out_are_refused(images, tmp_path, name):
+    archive, out = tmp_path / 'images.zip', tmp_path / 'deep' / 'out'
+    with zipfile.ZipFile(archive, 'w') as file:
+        file.writestr(name, (images / names(images)[0]).read_bytes())
+    with pytest.raises(InputError, match=f'the member {name} of .* leads out'):
+        create_maps(archive, out, SETTINGS)
+    assert not out.parent.exists()
+
+
+@pytest.mark.parametrize('repair', [False, True])
+def test_a_folder_of_something_else_is_left_alone(images, tmp_path, repair):
+    out = tmp_path / 'out'
+    own = out / 'class0' / '0.png'
+    own.parent.mkdir(parents=True)
+    own.write_bytes(b'precious')
+    with pytest.raises(
+        InputError, match=r"out holds 1 entries, such as \['class0'\], and no"
+    ):
+        create_maps(images, out, SETTINGS, repair=repair)
+    with pytest.raises(InputError, match='Choose an empty one'):
+        verify_maps(images, out, SETTINGS)
+    assert own.read_bytes() == b'precious'
+    assert os.listdir(out) == ['class0']
+
+
+def test_what_a_killed_run_left_is_no_obstacle(images, tmp_path):
+    out = tmp_path / 'out'
+    aside = out / '.unfinished-0-of-1'
+    aside.mkdir(parents=True)
+    (aside / 'half').touch()
+    assert create_maps(images, out, SETTINGS).done == 12
+    check(images, out)
+
+
 def test_progress_with_rate_and_time_left(images, tmp_path, monkeypatch):
     monkeypatch.setattr(fh_masks, '_LINES', 0.0)
     stream = io.StringIO()
@@ -373,6 +431,8 @@ def test_bad_arguments_are_named(images, tmp_path):
     for bad in (images, images / 'fh'):
         with pytest.raises(InputError, match='would be taken for images'):
             create_maps(images, bad)
+    with pytest.raises(InputError, match=r'images lies in .*a folder beside'):
+        create_maps(images, tmp_path)
     with pytest.raises(InputError, match='text is a file; expected a folder'):
         create_maps(images, tmp_path / 'text')
     assert not out.exists()
@@ -392,6 +452,38 @@ def test_a_full_disk_is_named(images, tmp_path, monkeypatch):
     monkeypatch.setattr(fh_masks, 'write_atomically', write)
     with pytest.raises(InputError, match=r'cannot write .*\.png.*No space'):
         create_maps(images, out, SETTINGS, 2)
+
+
+def test_a_folder_that_cannot_be_made_is_named(images, tmp_path, monkeypatch):
+    (tmp_path / 'file').touch()
+    out = tmp_path / 'file' / 'out'
+    with pytest.raises(InputError, match=f'cannot write {out}: .*directory'):
+        create_maps(images, out, SETTINGS)
+
+    def write(*_, **__):
+        raise OSError(28, 'No space left on device')
+
+    out = tmp_path / 'out'
+    monkeypatch.setattr(fh_masks, 'write_atomically', write)
+    with pytest.raises(InputError, match=f'cannot write {out}: .*No space'):
+        create_maps(images, out, SETTINGS)
+
+
+def test_a_lock_that_was_removed_is_not_held(tmp_path, monkeypatch):
+    path = tmp_path / 'aside' / 'lock'
+    locks = []
+
+    def lock(file):
+        locks.append(file)
+        if len(locks) == 1:  # the run that had it ends, and removes it
+            path.unlink()
+            path.parent.rmdir()
+        return True
+
+    monkeypatch.setattr(fh_masks, '_lock', lock)
+    with fh_masks._open_locked(path) as file:
+        assert len(locks) == 2 and locks[0].closed
+        assert os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
 def test_settings_are_kept_as_they_are(tmp_path):
