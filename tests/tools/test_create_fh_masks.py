@@ -38,6 +38,24 @@ def test_shards_then_verification(call, images, tmp_path):
     assert '16 images: maps of 9 made, of 7 there before' in text
 
 
+def test_names_that_are_no_text_and_images_left_out(call, images, tmp_path):
+    out = tmp_path / 'out'
+    name = os.fsencode(images) + b'/class0/\xe9.png'
+    with open(name, 'wb') as file:
+        file.write(b'no image')
+    settings = ('--scales', '50', '--min-sizes', '20', '--workers', 0)
+    text = call(TOOL, images, out, *settings, '--on-error', 'skip')
+    assert r'unreadable image: class0/\udce9.png: not an image' in text
+    text = call(TOOL, images, out, '--verify', '--workers', 0)
+    assert r'unreadable image: class0/\udce9.png: not an image' in text
+    assert 'maps of 16 are in order, 0 missing, 0 broken; 1 images' in text
+    assert '--repair' not in text
+    (out / 'class0' / os.fsdecode(b'\xe9.png')).write_bytes(b'')
+    text = call(TOOL, images, out, '--verify', '--workers', 0, status=1)
+    assert '--repair' not in text
+    assert '1 of the broken maps are of images that cannot be read' in text
+
+
 def test_interrupted_it_says_how_to_go_on(tmp_path):
     images, out = tmp_path / 'images', tmp_path / 'out'
     images.mkdir()

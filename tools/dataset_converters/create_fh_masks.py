@@ -87,7 +87,9 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='make nothing; check that every image has maps that can be '
         'read and fit it, list what is missing or broken, and exit with '
-        'status 1 if there is anything',
+        'status 1 if there is anything. Images that cannot be read (as '
+        '--on-error skip leaves them out) are listed too, but with nothing '
+        'else the status is 0',
     )
     mode.add_argument(
         '--repair',
@@ -124,10 +126,16 @@ def show(report: Report, args: argparse.Namespace) -> int:
             f'{len(report.missing)} missing, {len(report.broken)} broken; '
             f'{len(report.unreadable)} images unreadable'
         )
-        if report.missing or report.broken:
+        unreadable = {name for name, _ in report.unreadable}
+        broken = {name for name, _ in report.broken}
+        if report.missing or broken - unreadable:
             print('--repair in place of --verify makes them')
-            return 1
-        return 0
+        if broken & unreadable:
+            print(
+                f'{len(broken & unreadable)} of the broken maps are of images '
+                'that cannot be read: repair the images, or remove both'
+            )
+        return 1 if report.missing or broken else 0
     print(
         f'{report.total} images: maps of {report.done} made, of '
         f'{report.present} there before; {len(report.unreadable)} images '
@@ -144,6 +152,9 @@ def show(report: Report, args: argparse.Namespace) -> int:
 
 
 def main() -> None:
+    # Names of files may be bytes that are no text.
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors='backslashreplace')
     args = parse_args()
     with report_errors():
         settings = chosen_settings(args)
