@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,6 +40,8 @@ def test_shards_then_verification(call, images, tmp_path):
 
 
 def test_names_that_are_no_text_and_images_left_out(call, images, tmp_path):
+    # A copy: the folder is shared by all tests of this session.
+    images = shutil.copytree(images, tmp_path / 'images')
     out = tmp_path / 'out'
     name = os.fsencode(images) + b'/class0/\xe9.png'
     with open(name, 'wb') as file:
