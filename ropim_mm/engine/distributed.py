@@ -250,7 +250,6 @@ def adapt_dataloader(cfg: dict) -> dict:
     return cfg
 
 
-@RUNNERS.register_module()
 def _check_batches(loader: DataLoader) -> None:
     try:
         batches, images = len(loader), len(loader.dataset)
@@ -267,6 +266,7 @@ def _check_batches(loader: DataLoader) -> None:
     )
 
 
+@RUNNERS.register_module()
 class PortableRunner(Runner):
     """MMEngine's runner for machines with and without GPUs.
 

@@ -16,6 +16,7 @@ from ropim_mm.engine.distributed import (
     first_host,
     process_environment,
 )
+from ropim_mm.registry import RUNNERS
 
 
 class TestEnvironment:
@@ -207,6 +208,10 @@ def test_wrapped_for_the_cpu(runner, monkeypatch):
     assert custom.static_graph and custom.device_ids is None
     # Works in training, which SyncBatchNorm refuses on a CPU.
     model.module.train()(torch.zeros(2, 1, 2, 2))
+
+
+def test_a_config_may_name_the_runner():
+    assert RUNNERS.get('ropim_mm.PortableRunner') is PortableRunner
 
 
 def test_default_hooks(runner):

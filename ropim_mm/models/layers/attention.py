@@ -8,7 +8,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ...errors import InputError
-from .relative_position import RelativePositionTable
+from .large_grids import WHOLE, attend_by_rows, in_windows
+from .relative_position import RelativePositionTable, spatial_bias
 
 # Up to this many tokens the (N, N) weights of a head fit into the caches, and
 # a chain of matrix products is faster on a CPU than the flash kernel.
@@ -181,6 +182,54 @@ class SelfAttention(nn.Module):
         """(B, N, D) -> (B, N, D)"""
         return self.mix(self.project(tokens))
 
+    def on_grid(
+        self,
+        tokens: torch.Tensor,
+        grid: tuple[int, int],
+        window: tuple[int, int] | None = None,
+    ) -> torch.Tensor:
+        """Mix the tokens of a grid, without a class token.
+
+        Args:
+            tokens: (B, h * w, D), row-major.
+            grid: (h, w).
+            window: Only tokens of the same window of (height, width) tokens
+                meet; None for all.
+
+        Returns:
+            (B, h * w, D)
+        """
+        qkv = self.project(tokens)
+        if window is None:
+            x = self.weigh_grid(qkv, grid, grid)
+        else:
+            x = in_windows(
+                qkv,
+                grid,
+                window,
+                lambda part, size: self.weigh_grid(part, size, window),
+            )
+        return self.proj_drop(self.proj(x.flatten(2)))
+
+    def weigh_grid(
+        self,
+        qkv: torch.Tensor,
+        grid: tuple[int, int],
+        frame: tuple[int, int],
+    ) -> torch.Tensor:
+        """Attention on a grid, before the output's projection.
+
+        Args:
+            qkv: (B, h * w, 3, heads, d).
+            grid: (h, w).
+            frame: The grid that relative positions are made for. At the
+                border of an image, ``grid`` is a part of it.
+
+        Returns:
+            (B, h * w, heads, d)
+        """
+        return attend(qkv, None, self.attn_drop if self.training else 0.0)
+
 
 class RelPosAttention(SelfAttention, RelativePositionTable):
     """Self-attention of BEiT: no key bias, relative position bias.
@@ -194,6 +243,8 @@ class RelPosAttention(SelfAttention, RelativePositionTable):
             False.
         attn_drop: Dropout of the attention weights.
         proj_drop: Dropout of the output.
+        with_cls_token: Whether the table has an index for a class token and
+            the patches; :meth:`on_grid` needs none.
     """
 
     def __init__(
@@ -204,11 +255,12 @@ class RelPosAttention(SelfAttention, RelativePositionTable):
         qkv_bias: str | bool = 'qv_bias',
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
+        with_cls_token: bool = True,
     ) -> None:
         super().__init__(embed_dims, num_heads, qkv_bias, attn_drop, proj_drop)
         self.has_table = grid is not None
         if self.has_table:
-            self.init_table(grid, num_heads)
+            self.init_table(grid, num_heads, with_cls_token)
 
     def forward(
         self,
@@ -228,3 +280,24 @@ class RelPosAttention(SelfAttention, RelativePositionTable):
         """
         bias = self.bias(grid) if self.has_table else shared_bias
         return self.mix(self.project(tokens), bias)
+
+    def weigh_grid(
+        self,
+        qkv: torch.Tensor,
+        grid: tuple[int, int],
+        frame: tuple[int, int],
+    ) -> torch.Tensor:
+        """As the base class says, with the bias of the table."""
+        if not self.has_table:
+            return super().weigh_grid(qkv, grid, frame)
+        table = self.table_for(frame)
+        dropout = self.attn_drop if self.training else 0.0
+        length = qkv.shape[1]
+        if length <= WHOLE:
+            bias = spatial_bias(table, grid, frame, 0, length)
+            return attend(qkv, bias, dropout)
+        return attend_by_rows(
+            qkv,
+            lambda _, *span: spatial_bias(table, grid, frame, *span),
+            dropout,
+        )

@@ -67,6 +67,11 @@ class BEiTStyleViT(ViTBackbone):
         use_shared_rel_pos_bias: One table for all blocks (pretraining).
         interpolate_mode: How absolute positions are resized.
         layer_scale_init_value: Start of LayerScale; 0 for none.
+        window_size: For detection in large images, see the base class. Needs
+            ``use_rel_pos_bias`` or no bias: a block's table is for its
+            window, that of a global block for the whole image.
+        global_blocks: Blocks without windows.
+        with_cp: Activation checkpointing.
         init_cutoff: Where the normal distribution (std 0.02) of the initial
             weights is cut, in absolute value. The released pretraining
             classes cut at one std, the fine-tuning ones at 2.
@@ -97,6 +102,9 @@ class BEiTStyleViT(ViTBackbone):
         interpolate_mode: str = 'bicubic',
         layer_scale_init_value: float = 0.1,
         init_cutoff: float = 2.0,
+        window_size: Size | None = None,
+        global_blocks: Sequence[int] = (),
+        with_cp: bool = False,
         init_cfg: dict | list | None = None,
     ) -> None:
         super().__init__(
@@ -114,6 +122,9 @@ class BEiTStyleViT(ViTBackbone):
             out_type=out_type,
             frozen_stages=frozen_stages,
             interpolate_mode=interpolate_mode,
+            window_size=window_size,
+            global_blocks=global_blocks,
+            with_cp=with_cp,
             init_cfg=init_cfg,
         )
         if not with_cls_token:
@@ -127,6 +138,14 @@ class BEiTStyleViT(ViTBackbone):
                 'use_rel_pos_bias (a table in each block) and '
                 'use_shared_rel_pos_bias (one for all) exclude each other; '
                 'set one of them to False'
+            )
+        if use_shared_rel_pos_bias and window_size is not None:
+            raise InputError(
+                'use_shared_rel_pos_bias (one table for all blocks) and '
+                f'window_size {window_size} exclude each other: tables of '
+                'windows and of the whole image differ. Set '
+                'use_rel_pos_bias=True; a shared table that is loaded is then '
+                'given to every block.'
             )
         self.use_rel_pos_bias = use_rel_pos_bias
         self.init_cutoff = init_cutoff
@@ -142,15 +161,20 @@ class BEiTStyleViT(ViTBackbone):
             )
         self.build_layers(layer_scale_init_value)
 
+    def table_grid(self, index: int) -> tuple[int, int]:
+        """The grid (h, w) that a block's table is made for."""
+        return self.window_of(index) or self.patch_resolution
+
     def make_attention(self, index: int) -> nn.Module:
         """Attention with a bias table of its own, or for a shared one."""
         return RelPosAttention(
             self.embed_dims,
             self.num_heads,
-            self.patch_resolution if self.use_rel_pos_bias else None,
+            self.table_grid(index) if self.use_rel_pos_bias else None,
             self.qkv_bias,
             self.attn_drop_rate,
             self.drop_rate,
+            with_cls_token=self.window_size is None,
         )
 
     def context(self, grid: tuple[int, int]) -> tuple:
@@ -203,18 +227,26 @@ class BEiTStyleViT(ViTBackbone):
                     state[f'{block}{TABLE}'] = table.clone()
                     if index is not None:
                         state[f'{block}{INDEX}'] = index
-        target = self.patch_resolution
         for key in [k for k in state if k.endswith(TABLE)]:
             if not key.startswith(prefix):
                 continue
+            target = self._grid_of_key(key[len(prefix) :])
             index_key = key[: -len(TABLE)] + INDEX
             source = grid_of_table(
                 len(state[key]), state.get(index_key), target
             )
             if source != target:
                 state[key] = resize_table(state[key], source, target)
+            if source != target or self.window_size is not None:
                 state.pop(index_key, None)
         return super().adapt_state_dict(state, prefix)
+
+    def _grid_of_key(self, key: str) -> tuple[int, int]:
+        kind, _, rest = key.partition('.')
+        number = rest.partition('.')[0]
+        if kind == 'layers' and number.isdigit():
+            return self.table_grid(int(number))
+        return self.patch_resolution
 
     def _adapt_in_place(self, state_dict, prefix, *args) -> None:
         super()._adapt_in_place(state_dict, prefix, *args)

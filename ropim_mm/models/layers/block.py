@@ -102,6 +102,21 @@ class Block(nn.Module):
         """(B, N, D) -> (B, N, D); ``context`` goes to the attention."""
         return self.finish(x, self.attn(self.ln1(x), *context))
 
+    def on_grid(
+        self,
+        x: torch.Tensor,
+        grid: tuple[int, int],
+        window: tuple[int, int] | None = None,
+    ) -> torch.Tensor:
+        """As :meth:`forward`, for (B, h * w, D) without a class token.
+
+        Args:
+            x: (B, h * w, D), row-major.
+            grid: (h, w).
+            window: See :meth:`SelfAttention.on_grid`.
+        """
+        return self.finish(x, self.attn.on_grid(self.ln1(x), grid, window))
+
     def finish(self, x: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
         """What follows the attention, token by token.
 

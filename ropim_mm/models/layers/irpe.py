@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from ...errors import InputError
 from .attention import SelfAttention
+from .large_grids import WHOLE, attend_by_rows, offsets
 
 ALPHA, BETA, GAMMA = 1.9, 3.8, 15.2
 
@@ -93,6 +94,34 @@ def bucket_index(
     y, x = y[:, None, :, None] + reach, x[None, :, None, :] + reach
     spatial = (y * (2 * reach + 1) + x).reshape(h * w, h * w)
     return F.pad(spatial, (1, 0, 1, 0), value=num_buckets(beta) - 1)
+
+
+def spatial_buckets(
+    grid: tuple[int, int],
+    start: int,
+    stop: int,
+    alpha: float = ALPHA,
+    beta: float = BETA,
+    gamma: float = GAMMA,
+    device: torch.device | str | None = None,
+) -> torch.Tensor:
+    """Some rows of :func:`bucket_index`, without the class token.
+
+    Args:
+        grid: (h, w).
+        start, stop: Queries from ``start`` to before ``stop``, row-major.
+        alpha, beta, gamma: See :func:`piecewise_index`.
+        device: Where to compute it.
+
+    Returns:
+        int64 (stop - start, h * w)
+    """
+    reach = int(beta)
+    farthest = max(grid) - 1
+    line = torch.arange(-farthest, farthest + 1, device=device)
+    piece = piecewise_index(line, alpha, beta, gamma) + reach
+    dy, dx = offsets(grid, start, stop, device)
+    return piece[dy + farthest] * (2 * reach + 1) + piece[dx + farthest]
 
 
 @lru_cache(maxsize=64)
@@ -358,3 +387,25 @@ class IRPEAttention(SelfAttention):
             (B, N, D)
         """
         return self.output(self.weigh(self.qkv_of(tokens), index))
+
+    def weigh_grid(
+        self,
+        qkv: torch.Tensor,
+        grid: tuple[int, int],
+        frame: tuple[int, int],
+    ) -> torch.Tensor:
+        """As the base class says; the buckets are those of any frame."""
+        dropout = self.attn_drop if self.training else 0.0
+        length = qkv.shape[1]
+        table = self.rpe_k.lookup_table_weight[0]
+        if length <= WHOLE:
+            index = self.rpe_k.index(grid, qkv.device)[1:, 1:]
+            return contextual_attend(qkv, table, index, dropout)
+
+        def bias(q: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+            index = spatial_buckets(
+                grid, start, stop, *self.rpe_k.pieces, qkv.device
+            )
+            return contextual_product(q, table.to(q.dtype), index)
+
+        return attend_by_rows(qkv, bias, dropout)

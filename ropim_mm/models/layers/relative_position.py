@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from ...checkpoints.beit_names import NUM_CLASS_ROWS
 from ...errors import InputError
+from .large_grids import offsets
 
 
 def table_rows(grid: tuple[int, int]) -> int:
@@ -132,6 +133,29 @@ def resize_table(
     return torch.cat((resized, table[-NUM_CLASS_ROWS:]))
 
 
+def spatial_bias(
+    table: torch.Tensor,
+    grid: tuple[int, int],
+    frame: tuple[int, int],
+    start: int,
+    stop: int,
+) -> torch.Tensor:
+    """Bias of the logits between patches, without a class token.
+
+    Args:
+        table: (rows of ``frame``, heads).
+        grid: (h, w) of the patches, no larger than ``frame``.
+        frame: Grid (h, w) of the table.
+        start, stop: Rows to make: queries from ``start`` to before ``stop``.
+
+    Returns:
+        (1, heads, stop - start, h * w)
+    """
+    dy, dx = offsets(grid, start, stop, table.device)
+    index = (dy + frame[0] - 1) * (2 * frame[1] - 1) + dx + frame[1] - 1
+    return F.embedding(index, table).permute(2, 0, 1).contiguous()[None]
+
+
 class RelativePositionTable(nn.Module):
     """The parameters of a relative position bias, names as in MMPretrain.
 
@@ -142,28 +166,35 @@ class RelativePositionTable(nn.Module):
     relative_position_bias_table: nn.Parameter
     relative_position_index: torch.Tensor
 
-    def init_table(self, grid: tuple[int, int], num_heads: int) -> None:
-        """Make the table (zeros) and its index for a grid (h, w)."""
+    def init_table(
+        self, grid: tuple[int, int], num_heads: int, with_index: bool = True
+    ) -> None:
+        """Make the table (zeros) and its index for a grid (h, w).
+
+        Without the index, which grows with the square of the grid, there is
+        :func:`spatial_bias`, but not :meth:`bias`.
+        """
         self.grid = grid
         self.relative_position_bias_table = nn.Parameter(
             torch.zeros(table_rows(grid), num_heads)
         )
-        # Saved, since MMPretrain's BEiTViT expects it in a checkpoint.
-        self.register_buffer(
-            'relative_position_index', relative_position_index(grid)
-        )
+        if with_index:
+            # Saved, since MMPretrain's BEiTViT expects it in a checkpoint.
+            self.register_buffer(
+                'relative_position_index', relative_position_index(grid)
+            )
+
+    def table_for(self, grid: tuple[int, int]) -> torch.Tensor:
+        """The table, resized where the grid (h, w) is another one."""
+        return resize_table(self.relative_position_bias_table, self.grid, grid)
 
     def bias(self, grid: tuple[int, int]) -> torch.Tensor:
         """Bias of the logits for a grid, (1, heads, 1 + L, 1 + L).
 
         For a grid other than the one it was made for, the table is resized.
         """
-        table, index = (
-            self.relative_position_bias_table,
-            self.relative_position_index,
-        )
+        table, index = self.table_for(grid), self.relative_position_index
         if grid != self.grid:
-            table = resize_table(table, self.grid, grid)
             index = _index_on(grid, table.device)
         # Laid out as the logits it is added to.
         bias = F.embedding(index, table).permute(2, 0, 1).contiguous()

@@ -17,6 +17,7 @@ from mmengine.logging import print_log
 from mmpretrain.models.backbones.base_backbone import BaseBackbone
 from mmpretrain.models.utils import build_norm_layer, resize_pos_embed
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from ...checkpoints import PretrainedMixin
 from ...checkpoints.beit_names import ARCHS
@@ -24,6 +25,11 @@ from ...errors import InputError
 from .attention import SelfAttention
 from .block import Block
 from .patches import PatchEmbed, Size, grid_of, to_pair
+
+
+def as_map(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Patch tokens (B, h * w, D) as a map (B, D, h, w)."""
+    return tokens.transpose(1, 2).unflatten(2, grid).contiguous()
 
 
 class ViTBackbone(PretrainedMixin, BaseBackbone):
@@ -54,6 +60,14 @@ class ViTBackbone(PretrainedMixin, BaseBackbone):
         frozen_stages: -1 nothing; 0 the embeddings; n > 0 the first n blocks
             too; all blocks: the norms after them as well.
         interpolate_mode: How absolute positions are resized.
+        window_size: For detection in large images (ViTDet): blocks look
+            inside windows of so many tokens, a side or (height, width). There
+            is no class token then, and ``out_type`` must be 'featmap'. None:
+            every block looks everywhere.
+        global_blocks: Blocks that look everywhere all the same; negative
+            from the end.
+        with_cp: Activation checkpointing: keep only the inputs of blocks in
+            training and compute the rest again in the backward pass.
         init_cfg: ``dict(type='Pretrained', checkpoint=FILE,
             prefix='backbone.')`` loads with a coverage check, see
             :class:`ropim_mm.checkpoints.PretrainedMixin`.
@@ -94,6 +108,9 @@ class ViTBackbone(PretrainedMixin, BaseBackbone):
         out_type: str = 'cls_token',
         frozen_stages: int = -1,
         interpolate_mode: str = 'bicubic',
+        window_size: Size | None = None,
+        global_blocks: Sequence[int] = (),
+        with_cp: bool = False,
         init_cfg: dict | list | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -109,7 +126,13 @@ class ViTBackbone(PretrainedMixin, BaseBackbone):
         self.img_size, self.patch_size = to_pair(img_size), to_pair(patch_size)
         self.patch_resolution = grid_of(self.img_size, self.patch_size)
         self.out_type = out_type
-        self.out_indices = self._indices(out_indices)
+        self.out_indices = self._indices(out_indices, 'out_indices')
+        self.window_size = (
+            None if window_size is None else to_pair(window_size)
+        )
+        self.global_blocks = self._indices(global_blocks, 'global_blocks')
+        self._check_windows()
+        self.with_cp = with_cp
         self.drop_rate = drop_rate
         self.attn_drop_rate = attn_drop_rate
         self.drop_path_rate = drop_path_rate
@@ -154,6 +177,8 @@ class ViTBackbone(PretrainedMixin, BaseBackbone):
         if self.out_type == 'avg_featmap':
             self.ln2 = build_norm_layer(self.norm_cfg, self.embed_dims)
         self._register_load_state_dict_pre_hook(self._adapt_in_place)
+        if self.window_size is not None:
+            self.cls_token.requires_grad = False  # kept for other stages
         self._freeze()
 
     def make_attention(self, index: int) -> nn.Module:
@@ -169,6 +194,10 @@ class ViTBackbone(PretrainedMixin, BaseBackbone):
             self.attn_drop_rate,
             self.drop_rate,
         )
+
+    def window_of(self, index: int) -> tuple[int, int] | None:
+        """The window (height, width) of a block; None if it sees all."""
+        return None if index in self.global_blocks else self.window_size
 
     def context(self, grid: tuple[int, int]) -> tuple:
         """What every block's attention is given besides the tokens.
@@ -191,17 +220,40 @@ class ViTBackbone(PretrainedMixin, BaseBackbone):
             f'dict with exactly the keys {self.arch_keys}'
         )
 
-    def _indices(self, out_indices: int | Sequence[int]) -> tuple[int, ...]:
-        if isinstance(out_indices, int):
-            out_indices = (out_indices,)
+    def _indices(
+        self, indices: int | Sequence[int], field: str
+    ) -> tuple[int, ...]:
+        if isinstance(indices, int):
+            indices = (indices,)
         depth = self.num_layers
-        for i in out_indices:
+        for i in indices:
             if not -depth <= i < depth:
                 raise InputError(
-                    f'out_indices holds {i}; this encoder has {depth} '
+                    f'{field} holds {i}; this encoder has {depth} '
                     f'blocks, expected {-depth} to {depth - 1}'
                 )
-        return tuple(i % depth for i in out_indices)
+        return tuple(i % depth for i in indices)
+
+    def _check_windows(self) -> None:
+        if self.window_size is None:
+            if self.global_blocks:
+                raise InputError(
+                    f'global_blocks is {self.global_blocks}, but window_size '
+                    'is None: all blocks look everywhere. Set window_size, or '
+                    'leave global_blocks out.'
+                )
+            return
+        if min(self.window_size) < 1:
+            raise InputError(
+                f'window_size is {self.window_size}; expected at least one '
+                'token a side'
+            )
+        if self.out_type != 'featmap':
+            raise InputError(
+                f'window_size is {self.window_size} and out_type '
+                f"{self.out_type!r}; expected 'featmap': in windows there is "
+                'no class token, and no norm after the mean'
+            )
 
     def init_weights(self) -> None:
         """Initialise as released, then load ``init_cfg``'s checkpoint.
@@ -232,6 +284,8 @@ class ViTBackbone(PretrainedMixin, BaseBackbone):
         x, grid = self.patch_embed(x)
         if embed is not None:
             x = embed(x)
+        if self.window_size is not None:
+            return self.encode_grid(x, grid)
         x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
         positions = self.positions(grid)
         if positions is not None:
@@ -266,12 +320,42 @@ class ViTBackbone(PretrainedMixin, BaseBackbone):
         """
         outs = []
         for i, layer in enumerate(self.layers):
-            x = layer(x, *context)
+            x = self._run(layer, x, *context)
             if i == self.num_layers - 1 and self.final_norm:
                 x = self.ln1(x)
             if i in self.out_indices:
                 outs.append(self._format(x, grid))
         return tuple(outs)
+
+    def encode_grid(
+        self, x: torch.Tensor, grid: tuple[int, int]
+    ) -> tuple[torch.Tensor, ...]:
+        """Blocks in windows and global ones, without a class token.
+
+        Args:
+            x: (B, h * w, D), embedded patches, row-major.
+            grid: (h, w).
+
+        Returns:
+            (B, D, h, w) for each of ``out_indices``.
+        """
+        positions = self.positions(grid)
+        if positions is not None:
+            x = x + positions[:, self.num_extra_tokens :]
+        x = self.drop_after_pos(x)
+        outs = []
+        for i, layer in enumerate(self.layers):
+            x = self._run(layer.on_grid, x, grid, self.window_of(i))
+            if i == self.num_layers - 1 and self.final_norm:
+                x = self.ln1(x)
+            if i in self.out_indices:
+                outs.append(as_map(x, grid))
+        return tuple(outs)
+
+    def _run(self, part: Callable, *args) -> torch.Tensor:
+        if self.with_cp and self.training and torch.is_grad_enabled():
+            return checkpoint(part, *args, use_reentrant=False)
+        return part(*args)
 
     def _warn_of_resizing(self, grid: tuple[int, int]) -> None:
         if (
@@ -301,7 +385,7 @@ class ViTBackbone(PretrainedMixin, BaseBackbone):
             return x[:, 0]
         patches = x[:, 1:]
         if self.out_type == 'featmap':
-            return patches.transpose(1, 2).unflatten(2, grid).contiguous()
+            return as_map(patches, grid)
         return self.ln2(patches.mean(dim=1))
 
     # -- loading ----------------------------------------------------------
