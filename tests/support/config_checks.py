@@ -28,6 +28,8 @@ from ropim_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 # Folders of configs that are not of one method.
 NO_METHODS = ('_base_', 'peers')
+# What is in the names of configs of MMSegmentation and MMDetection.
+DENSE = ('upernet', 'mask-rcnn')
 
 # The tiny network that every config is trained with, and its images' side.
 WIDTH = 16
@@ -50,7 +52,29 @@ def methods() -> list[str]:
 
 
 def configs_of(method: str) -> list[str]:
-    """Names of a method's configs, relative to the folder of all."""
+    """A method's configs of pretraining and classification.
+
+    Returns:
+        list[str]: Names relative to the folder of all configs.
+    """
+    return [
+        name
+        for name in _all_configs(method)
+        if not any(task in name for task in DENSE)
+    ]
+
+
+def dense_configs(task: str) -> list[str]:
+    """All methods' configs of segmentation ('upernet') or detection.
+
+    Args:
+        task: One of ``DENSE``.
+    """
+    names = (name for method in methods() for name in _all_configs(method))
+    return [name for name in names if task in name]
+
+
+def _all_configs(method: str) -> list[str]:
     return sorted(
         path.relative_to(CONFIGS).as_posix()
         for path in (CONFIGS / method).rglob('*.py')
