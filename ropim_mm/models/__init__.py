@@ -1,5 +1,6 @@
 """Encoders, necks, heads and algorithms."""
 
+from .dense import SimpleFeaturePyramid
 from .heads import LinearClsHead
 from .methods import (
     RMAE,
@@ -42,4 +43,5 @@ __all__ = [
     'ROPIMNeck',
     'ROPIMViT',
     'RegionDataPreprocessor',
+    'SimpleFeaturePyramid',
 ]
