@@ -33,7 +33,7 @@ from ropim_mm.engine.distributed import LaunchError
 from ropim_mm.engine.optimizer import DTYPES
 
 from .benchmark_machine import MatrixRate, resident_memory, synchronize
-from .synthetic import set_image_size, synthetic_batch
+from .synthetic import image_size, set_image_size, synthetic_batch
 
 # A timing takes at least so long, in as many steps as needed.
 MIN_SECONDS = 0.3
@@ -55,6 +55,8 @@ class StepSpec:
             config.
         compile: Compile the model's ``forward`` with ``torch.compile``.
         size: Side of the images in pixels; None for that of the config.
+        backbone_only: Forward and backward of ``model.backbone`` alone, of a
+            config of any framework, without an optimizer.
     """
 
     config: str
@@ -63,6 +65,7 @@ class StepSpec:
     dtype: str | None = None
     compile: bool = False
     size: int | None = None
+    backbone_only: bool = False
 
 
 class TrainingStep:
@@ -76,10 +79,12 @@ class TrainingStep:
             needs more than an image and a label.
     """
 
+    needed: tuple[str, ...] = ('model', 'train_dataloader', 'optim_wrapper')
+
     def __init__(self, spec: StepSpec) -> None:
         self.spec = spec
         cfg = launch.load_config(spec.config, deepcopy(spec.options))
-        for name in ('model', 'train_dataloader', 'optim_wrapper'):
+        for name in self.needed:
             if cfg.get(name) is None:
                 raise LaunchError(
                     f'{spec.config} has no {name}: it has no training step'
@@ -87,23 +92,15 @@ class TrainingStep:
         if spec.size:
             set_image_size(cfg, spec.size)
         self.device = torch.device(get_device())
+        self.dtype = _set_dtype(cfg, spec.dtype)
         # One forward and backward for each update, whatever the config
         # accumulates: `train_step` would divide the loss and leave out most
         # updates.
         cfg.optim_wrapper.accumulative_counts = 1
         self.batch_size = spec.batch_size or launch.global_batch_size(cfg, 1)
-        self.dtype = _set_dtype(cfg, spec.dtype)
         before = self._allocated()
         with MODELS.switch_scope_and_registry(cfg.default_scope):
-            self.batch = synthetic_batch(cfg, self.batch_size)
-            self.model = _build_model(cfg).to(self.device).train()
-            self.optim_wrapper = build_optim_wrapper(
-                self.model, cfg.optim_wrapper
-            )
-        # In training a hook moves the copy after each step.
-        self.has_momentum_copy = hasattr(self.model, 'update_momentum_copy')
-        if self.device.type == 'cuda':
-            self.batch = {k: _pin(v) for k, v in self.batch.items()}
+            self._build(cfg)
         self.flops = count_flops(self)
         if spec.compile:
             self.model.forward = torch.compile(self.model.forward)
@@ -117,6 +114,30 @@ class TrainingStep:
             peak = torch.cuda.max_memory_allocated(self.device)
             self.memory = peak - before
         self.repeats = max(1, round(MIN_SECONDS / self.seconds(1)[0]))
+
+    def _build(self, cfg: Config) -> None:
+        self.batch = synthetic_batch(cfg, self.batch_size)
+        self.model = _build_model(cfg).to(self.device).train()
+        self.optim_wrapper = build_optim_wrapper(self.model, cfg.optim_wrapper)
+        # In training a hook moves the copy after each step.
+        self.has_momentum_copy = hasattr(self.model, 'update_momentum_copy')
+        if self.device.type == 'cuda':
+            self.batch = {k: _pin(v) for k, v in self.batch.items()}
+
+    def forward_backward(self, images: int) -> None:
+        """Loss and gradients of some of the batch, without an update."""
+        data = self.model.data_preprocessor(self.batch, True)
+        inputs = data['inputs']
+        if isinstance(inputs, (list, tuple)):
+            data['inputs'] = [view[:images] for view in inputs]
+        else:
+            data['inputs'] = inputs[:images]
+        data['data_samples'] = data['data_samples'][:images]
+        with self.optim_wrapper.optim_context(self.model):
+            losses = self.model(**data, mode='loss')
+        loss, _ = self.model.parse_losses(losses)
+        loss.backward()
+        self.optim_wrapper.zero_grad()
 
     def _allocated(self) -> int:
         if self.device.type != 'cuda':
@@ -155,6 +176,45 @@ class TrainingStep:
             f'{params / 1e6:.1f} M parameters, {shape} {views[0].dtype}'
             f'{compiled}'.replace('torch.', '')
         )
+
+
+class BackboneStep(TrainingStep):
+    """Forward and backward of the ``backbone`` of a config alone.
+
+    For encoders that a training step hides behind what follows them, as in
+    detection. Calling it gives the gradients of the sum of squares of the
+    outputs, for random images of the size that the encoder is made for.
+    """
+
+    needed = ('model', 'optim_wrapper')
+
+    def _build(self, cfg: Config) -> None:
+        if cfg.model.get('backbone') is None:
+            raise LaunchError(f'{self.spec.config} has no model.backbone')
+        self.model = MODELS.build(_without_files(cfg.model.backbone))
+        self.model.init_weights()
+        self.model.to(self.device).train()
+        channels = cfg.model.backbone.get('in_channels', 3)
+        shape = (self.batch_size, channels, *image_size(cfg))
+        images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        self.batch = dict(inputs=images.to(self.device))
+
+    def forward_backward(self, images: int) -> None:
+        """Gradients for some of the batch."""
+        inputs = self.batch['inputs'][:images]
+        autocast = self.dtype != torch.float32
+        with torch.autocast(self.device.type, self.dtype, enabled=autocast):
+            outs = self.model(inputs)
+        sum(out.float().square().sum() for out in outs).backward()
+        self.model.zero_grad()
+
+    def __call__(self) -> None:
+        self.forward_backward(self.batch_size)
+
+
+def make_step(spec: StepSpec) -> TrainingStep:
+    """The whole step, or that of the backbone alone, as ``spec`` says."""
+    return (BackboneStep if spec.backbone_only else TrainingStep)(spec)
 
 
 def _set_dtype(cfg: Config, dtype: str | None) -> torch.dtype:
@@ -210,22 +270,9 @@ def count_flops(step: TrainingStep) -> int:
     that they compute a second time on a GPU).
     """
     images = min(step.batch_size, COUNTED_IMAGES)
-    model, optim_wrapper = step.model, step.optim_wrapper
-    data = model.data_preprocessor(step.batch, True)
-    inputs = data['inputs']
-    if isinstance(inputs, (list, tuple)):
-        data['inputs'] = [view[:images] for view in inputs]
-    else:
-        data['inputs'] = inputs[:images]
-    data['data_samples'] = data['data_samples'][:images]
-    counter = FlopCounterMode(display=False)
-    with sdpa_kernel(SDPBackend.MATH), counter:
-        with optim_wrapper.optim_context(model):
-            losses = model(**data, mode='loss')
-        loss, _ = model.parse_losses(losses)
-        loss.backward()
-    optim_wrapper.zero_grad()
-    return counter.get_total_flops() * step.batch_size // images
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as count:
+        step.forward_backward(images)
+    return count.get_total_flops() * step.batch_size // images
 
 
 # -- comparing --------------------------------------------------------------
@@ -345,5 +392,5 @@ def _resident_peak(spec: StepSpec, threads: int | None) -> int:
         torch.set_num_threads(threads)
     launch.load_config(spec.config, deepcopy(spec.options))  # its imports
     before, _ = resident_memory()
-    TrainingStep(spec)
+    make_step(spec)
     return resident_memory()[1] - before

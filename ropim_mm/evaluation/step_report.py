@@ -13,6 +13,7 @@ from .benchmark_step import (
     Timing,
     TrainingStep,
     compare,
+    make_step,
     peak_memory,
 )
 from .step_parts import PartsClock, profile_table
@@ -60,7 +61,7 @@ def report_steps(
     """
     if threads:
         torch.set_num_threads(threads)
-    steps = [TrainingStep(spec) for spec in specs]
+    steps = [make_step(spec) for spec in specs]
     report = dict(
         device=device_name(steps[0].device),
         threads=torch.get_num_threads(),

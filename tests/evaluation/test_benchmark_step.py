@@ -1,4 +1,5 @@
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from ropim_mm.evaluation.benchmark_step import (
     Timing,
     TrainingStep,
     compare,
+    make_step,
 )
 from ropim_mm.evaluation.step_parts import PartsClock
 from ropim_mm.evaluation.synthetic import synthetic_batch
@@ -368,3 +370,48 @@ def test_on_a_gpu(configs):
     assert small.batch['inputs'].is_pinned()
     (shares,) = PartsClock(small).shares(3).values()
     assert all(0 < share < 1 for share in shares)
+
+
+def encoder_config(tmp_path, scope='mmpretrain', **options):
+    """A config with nothing but an encoder, in windows."""
+    backbone = dict(
+        type='ropim_mm.RMAEViT',
+        arch=dict(ARCH),
+        img_size=64,
+        patch_size=PATCH,
+        out_type='featmap',
+        window_size=4,
+        init_cfg=dict(type='Pretrained', checkpoint='', prefix='backbone.'),
+    )
+    del backbone['arch']['_delete_']
+    path = tmp_path / 'encoder.py'
+    path.write_text(
+        "custom_imports = dict(imports=['ropim_mm'])\n"
+        f'default_scope = {scope!r}\n'
+        f'model = dict(backbone={backbone | options!r})\n'
+        "optim_wrapper = dict(optimizer=dict(type='SGD', lr=1))\n"
+    )
+    return str(path)
+
+
+def test_encoder_alone(tmp_path):
+    spec = StepSpec(encoder_config(tmp_path), batch_size=2, backbone_only=True)
+    windowed = make_step(spec)
+    assert windowed.batch['inputs'].shape == (2, 3, 64, 64)
+    whole = make_step(replace(spec, options={'model.backbone.window_size': 8}))
+    # Of 64 tokens each attends to 16; products of queries and keys and of
+    # weights and values, forward once and backward twice.
+    saved = 2 * 3 * LAYERS * 2 * 2 * 64 * (64 - 16) * D
+    assert whole.flops - windowed.flops == saved
+    before = [p.clone() for p in windowed.model.parameters()]
+    windowed()
+    for old, new in zip(before, windowed.model.parameters(), strict=True):
+        assert torch.equal(old, new) and new.grad is None
+    assert windowed.seconds(1)[0] > 0
+
+
+def test_encoder_alone_without_an_encoder(tmp_path):
+    path = encoder_config(tmp_path)
+    spec = StepSpec(path, {'model.backbone': None}, 1, backbone_only=True)
+    with pytest.raises(LaunchError, match='has no model.backbone'):
+        make_step(spec)

@@ -39,6 +39,12 @@ def parse_args() -> argparse.Namespace:
         '--dtype', choices=DTYPES, help='default: that of the config'
     )
     parser.add_argument(
+        '--backbone',
+        action='store_true',
+        help='measure forward and backward of model.backbone alone, of a '
+        'config of any framework',
+    )
+    parser.add_argument(
         '--compile', action='store_true', help='with torch.compile'
     )
     parser.add_argument(
@@ -100,6 +106,7 @@ def main() -> None:
                 DTYPES.get(args.dtype),
                 args.compile,
                 args.size,
+                args.backbone,
             )
             for config, own in (
                 (args.config, None),
