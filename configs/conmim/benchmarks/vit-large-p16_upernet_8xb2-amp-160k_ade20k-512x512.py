@@ -1,0 +1,23 @@
+_base_ = [
+    '../../_base_/models/upernet_conmim.py',
+    '../../_base_/datasets/ade20k_bs2_512px.py',
+    '../../_base_/schedules/upernet_beit_bs16_160k.py',
+    '../../_base_/segmentation_runtime.py',
+]
+
+model = dict(
+    backbone=dict(
+        arch='large',
+        drop_path_rate=0.2,
+        out_indices=(7, 11, 15, 23),
+        layer_scale_init_value=1e-5,
+    ),
+    neck=dict(embed_dim=1024),
+    decode_head=dict(in_channels=[1024, 1024, 1024, 1024], channels=1024),
+    auxiliary_head=dict(in_channels=1024),
+)
+
+optim_wrapper = dict(
+    optimizer=dict(lr=2e-5 * 16 / 16),
+    paramwise_cfg=dict(layer_decay_rate=0.95),
+)
