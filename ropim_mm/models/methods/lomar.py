@@ -112,7 +112,10 @@ class LoMaRViT(ViTBackbone):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        nn.init.xavier_uniform_(self.patch_embed.projection.weight.flatten(1))
+        # None where a stem has taken the place of the patch embedding.
+        for module in self.patch_embed.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight.flatten(1))
         for token in (self.cls_token, self.mask_token):
             if token is not None:
                 nn.init.normal_(token, std=0.02)
