@@ -1,6 +1,6 @@
 """Encoders, necks, heads and algorithms."""
 
-from .dense import SimpleFeaturePyramid
+from .dense import MIMDet, SimpleFeaturePyramid, build_mimdet_mask_rcnn
 from .heads import LinearClsHead
 from .methods import (
     RMAE,
@@ -39,9 +39,11 @@ __all__ = [
     'LoMaRHead',
     'LoMaRNeck',
     'LoMaRViT',
+    'MIMDet',
     'ROPIMHead',
     'ROPIMNeck',
     'ROPIMViT',
     'RegionDataPreprocessor',
     'SimpleFeaturePyramid',
+    'build_mimdet_mask_rcnn',
 ]

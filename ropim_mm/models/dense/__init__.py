@@ -1,5 +1,6 @@
-"""Parts of detectors that are built on one map of a plain encoder."""
+"""Backbones and necks of detectors, made of plain encoders."""
 
+from .mimdet import MIMDet, build_mimdet_mask_rcnn
 from .pyramid import SimpleFeaturePyramid
 
-__all__ = ['SimpleFeaturePyramid']
+__all__ = ['MIMDet', 'SimpleFeaturePyramid', 'build_mimdet_mask_rcnn']

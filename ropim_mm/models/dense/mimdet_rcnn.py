@@ -1,0 +1,85 @@
+"""Mask R-CNN around MIMDet. Imports MMDetection, so nothing imports this.
+
+:func:`~ropim_mm.models.dense.mimdet.build_mimdet_mask_rcnn` does, which is
+what the registry knows as ``ropim_mm.MIMDetMaskRCNN``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from mmdet.models import MaskRCNN
+from mmdet.structures import DetDataSample
+from torch import nn
+
+
+class Batch(NamedTuple):
+    """Images with what is known of them."""
+
+    images: torch.Tensor
+    samples: list[DetDataSample] | None
+
+
+def _in_float32(module: nn.Module, inputs: tuple, outputs: tuple) -> tuple:
+    """Forward hook of a head: lists of maps in float32."""
+    return tuple([level.float() for level in maps] for maps in outputs)
+
+
+class MIMDetMaskRCNN(MaskRCNN):
+    """MMDetection's Mask R-CNN, whose backbone is shown the data samples.
+
+    MMDetection's detectors give their backbone nothing but the batch. MIMDet
+    must know which tokens are padding (``img_shape``), and takes from the
+    samples which tokens its encoder shall see, where they say so. Both come
+    with the images to :meth:`extract_feat`, which is all that the base class
+    does with them.
+
+    What leaves the neck and the region proposal head is float32, under
+    autocast too: MMDetection makes anchors and regions of the type of the
+    predictions and features, and in bfloat16 their corners would be rounded
+    to 8 pixels at 1333.
+
+    Args are those of ``mmdet.MaskRCNN``.
+    """
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.rpn_head.register_forward_hook(_in_float32)
+
+    def extract_feat(
+        self, batch_inputs: Batch | torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Levels of the neck, float32.
+
+        Args:
+            batch_inputs: Images with their samples; images alone, (B, C, H,
+                W), are taken to have no padding.
+        """
+        if isinstance(batch_inputs, torch.Tensor):
+            batch_inputs = Batch(batch_inputs, None)
+        levels = self.neck(self.backbone(*batch_inputs))
+        return tuple(level.float() for level in levels)
+
+    def loss(
+        self, batch_inputs: torch.Tensor, batch_data_samples: list
+    ) -> dict:
+        """As MMDetection's."""
+        batch = Batch(batch_inputs, batch_data_samples)
+        return super().loss(batch, batch_data_samples)
+
+    def predict(
+        self,
+        batch_inputs: torch.Tensor,
+        batch_data_samples: list,
+        rescale: bool = True,
+    ) -> list[DetDataSample]:
+        """As MMDetection's."""
+        batch = Batch(batch_inputs, batch_data_samples)
+        return super().predict(batch, batch_data_samples, rescale)
+
+    def _forward(
+        self, batch_inputs: torch.Tensor, batch_data_samples: list
+    ) -> tuple:
+        batch = Batch(batch_inputs, batch_data_samples)
+        return super()._forward(batch, batch_data_samples)
