@@ -168,6 +168,7 @@ def prepare_train(
     _set_collate(cfg)
     for field in ('train_dataloader', 'val_dataloader'):
         check_data(cfg, field)
+    check_annotations(cfg, 'val_evaluator')
     return notes
 
 
@@ -211,6 +212,7 @@ def prepare_test(
     _set_work_dir(cfg, work_dir)
     _set_collate(cfg)
     check_data(cfg, 'test_dataloader')
+    check_annotations(cfg, 'test_evaluator')
     _require_all_weights(cfg)
     if show_dir is not None:
         _show_predictions(cfg, os.path.abspath(show_dir))
@@ -439,6 +441,30 @@ def check_data(cfg: Config, field: str) -> None:
         _check_dataset(cfg[field].get('dataset'), f'{field}.dataset', registry)
 
 
+def check_annotations(cfg: Config, field: str) -> None:
+    """Make sure that the local files that metrics compare with are there.
+
+    They have paths of their own, which do not follow that of the dataset.
+
+    Args:
+        cfg (Config): A config.
+        field (str): Name of an evaluator in it; may be missing or None.
+
+    Raises:
+        LaunchError: With the field, the path and how to set another.
+    """
+    metrics = cfg.get(field) or []
+    if isinstance(metrics, dict):
+        metrics = [metrics]
+        fields = [f'{field}.ann_file']
+    else:
+        fields = [f'{field}.{i}.ann_file' for i in range(len(metrics))]
+    for name, metric in zip(fields, metrics, strict=True):
+        path = metric.get('ann_file')
+        if path and ':' not in path and not os.path.exists(path):
+            raise _not_found(name, path)
+
+
 def _check_dataset(dataset: object, field: str, registry: Registry) -> None:
     if isinstance(dataset, (list, tuple)):
         for i, part in enumerate(dataset):
@@ -465,11 +491,14 @@ def _check_dataset(dataset: object, field: str, registry: Registry) -> None:
         full = os.path.join(root, path) if in_root else path
         if ':' in full or os.path.exists(full):  # `s3:`, `http:`, ...
             continue
-        raise LaunchError(
-            f'{field}.{name}: {full} not found (current folder '
-            f'{os.getcwd()}); put the data there, or point to it with '
-            f'--cfg-options {field}.{name}=PATH'
-        )
+        raise _not_found(f'{field}.{name}', full)
+
+
+def _not_found(field: str, path: str) -> LaunchError:
+    return LaunchError(
+        f'{field}: {path} not found (current folder {os.getcwd()}); put the '
+        f'data there, or point to it with --cfg-options {field}=PATH'
+    )
 
 
 def _downloads(dataset: dict, registry: Registry) -> bool:

@@ -275,6 +275,26 @@ class TestResume:
             launch.prepare_train(cfg)
 
 
+@pytest.mark.parametrize('field', ['val_evaluator', 'test_evaluator'])
+def test_annotations_of_metrics(field, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'here.json').touch()
+    metrics = [dict(type='IoU'), dict(type='Coco', ann_file='here.json')]
+    for good in (None, metrics, metrics[0], dict(ann_file='s3://a.json')):
+        launch.check_annotations(Config({field: good}), field)
+    for bad, name in (
+        (dict(ann_file='a/b.json'), 'ann_file'),
+        ([*metrics, dict(ann_file='a/b.json')], '2.ann_file'),
+    ):
+        with pytest.raises(LaunchError) as error:
+            launch.check_annotations(Config({field: bad}), field)
+        assert str(error.value) == (
+            f'{field}.{name}: a/b.json not found (current folder {tmp_path}); '
+            f'put the data there, or point to it with --cfg-options '
+            f'{field}.{name}=PATH'
+        )
+
+
 class TestCheckData:
     def check(self, **dataset):
         cfg = Config(
