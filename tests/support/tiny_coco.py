@@ -6,11 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mmengine.config import Config
 from PIL import Image
+
+from config_checks import ARCH, WIDTH
 
 # Names and numbers of COCO for three of its 80 classes: MMDetection takes the
 # place in its own list for the label, and the number from the file.
 CLASSES = {1: 'person', 8: 'truck', 19: 'horse'}
+SIDE = 64
 SIZES = ((48, 64), (64, 40), (64, 64), (32, 64))
 
 
@@ -101,3 +105,53 @@ def write(root: Path, sizes: tuple[tuple[int, int], ...] = SIZES) -> Path:
         path = root / 'annotations' / f'instances_{split}.json'
         path.write_text(json.dumps(content))
     return root
+
+
+def change_side(cfg: Config, side: int) -> None:
+    """Let a config resize, cut and fill up to another size than 1024.
+
+    Args:
+        cfg: Changed in place.
+        side: Pixels.
+    """
+    cfg.model.data_preprocessor.pad_size_divisor = side
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        for step in loader.dataset.pipeline:
+            for key in ('scale', 'crop_size'):
+                if key in step:
+                    step[key] = (side, side)
+
+
+def shrink(cfg: Config, root: Path) -> None:
+    """The same config with a tiny network on these pictures, for two steps.
+
+    Args:
+        cfg: Of a Mask R-CNN on a plain encoder; changed in place.
+        root: Of :func:`write`.
+    """
+    change_side(cfg, SIDE)
+    model = cfg.model
+    model.backbone.update(
+        arch=ARCH, img_size=SIDE, window_size=3, global_blocks=(1,)
+    )
+    model.neck.update(in_channels=WIDTH, out_channels=WIDTH)
+    model.rpn_head.update(in_channels=WIDTH, feat_channels=WIDTH)
+    heads = model.roi_head
+    for part in ('bbox_roi_extractor', 'mask_roi_extractor'):
+        heads[part].out_channels = WIDTH
+    for part in ('bbox_head', 'mask_head'):
+        heads[part].update(in_channels=WIDTH, conv_out_channels=WIDTH)
+    heads.bbox_head.fc_out_channels = 32
+    # Untrained scores are all alike: 1 of 81.
+    model.test_cfg.rcnn.update(score_thr=0.0, max_per_img=10)
+    cfg.test_dataloader = cfg.val_dataloader
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.update(batch_size=2, num_workers=0, persistent_workers=False)
+        loader.pin_memory = False
+        loader.dataset.data_root = str(root)
+    cfg.val_evaluator.ann_file = str(
+        root / 'annotations' / 'instances_val2017.json'
+    )
+    cfg.test_evaluator = cfg.val_evaluator
+    cfg.train_cfg.max_iters = 2
+    cfg.default_hooks.logger.interval = 1
