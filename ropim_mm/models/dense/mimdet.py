@@ -141,6 +141,9 @@ class MapDecoder(nn.Module):
         depth: Number of blocks.
         num_heads: Attention heads.
         mlp_ratio: Hidden width of the MLPs over D.
+
+    Raises:
+        InputError: ``dims`` is no multiple of 4 or of ``num_heads``.
     """
 
     def __init__(
@@ -152,6 +155,7 @@ class MapDecoder(nn.Module):
         mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__()
+        sincos_positions((1, 1), dims)  # refuses other widths
         self.dims = dims
         self.embed = nn.Linear(embed_dims, dims)
         self.fill = nn.Linear(embed_dims, dims)
