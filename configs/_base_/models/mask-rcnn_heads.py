@@ -6,7 +6,7 @@ _base_ = './mask-rcnn_rules.py'
 norm_cfg = dict(type='mmpretrain.LN2d', eps=1e-6)
 
 model = dict(
-    type='MaskRCNN',
+    type='ropim_mm.MaskRCNN',
     rpn_head=dict(
         type='RPNHead',
         in_channels=256,

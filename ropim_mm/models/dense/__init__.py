@@ -1,6 +1,12 @@
 """Backbones and necks of detectors, made of plain encoders."""
 
 from .mimdet import MIMDet, build_mimdet_mask_rcnn
+from .on_demand import build_mask_rcnn
 from .pyramid import SimpleFeaturePyramid
 
-__all__ = ['MIMDet', 'SimpleFeaturePyramid', 'build_mimdet_mask_rcnn']
+__all__ = [
+    'MIMDet',
+    'SimpleFeaturePyramid',
+    'build_mask_rcnn',
+    'build_mimdet_mask_rcnn',
+]

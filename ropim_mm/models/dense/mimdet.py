@@ -215,7 +215,7 @@ class MapDecoder(nn.Module):
                 ids = torch.where(places.alive, ids, length)
             ids = ids.unsqueeze(-1).expand_as(seen)
             filled = F.pad(self.fill(stem), (0, 0, 0, 1))
-            x = filled.scatter(1, ids, seen.to(filled.dtype))[:, :length]
+            x = filled.scatter(1, ids, seen)[:, :length]
             x = torch.cat((first, x), dim=1)
         return x + self.positions(places.grid, x)
 
@@ -230,15 +230,17 @@ class MapDecoder(nn.Module):
 
         Args:
             grid: (h, w).
-            like: Type and device.
+            like: Says the device, and the type where it is wider than that.
 
         Returns:
-            (1, 1 + h * w, D)
+            (1, 1 + h * w, D), float32 or wider: so are the sums of the blocks
+            then, under autocast too.
         """
+        kind = torch.promote_types(like.dtype, torch.float32)
         half = self.dims // 2
         column = sincos_positions((grid[0], 1), self.dims)[0, 1:, half:]
         row = sincos_positions((1, grid[1]), self.dims)[0, 1:, :half]
-        row, column = row.to(like), column.to(like)
+        row, column = (c.to(like.device, kind) for c in (row, column))
         cells = torch.cat(
             (
                 row.expand(grid[0], -1, -1),

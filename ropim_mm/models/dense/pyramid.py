@@ -23,10 +23,6 @@ class SimpleFeaturePyramid(BaseModule):
     pooled; each goes through a 1x1 and a 3x3 convolution, with norms and no
     activations. There are no connections between the levels.
 
-    Levels leave in float32, under autocast too. MMDetection casts regions of
-    interest to the type of the features: in bfloat16 their corners would be
-    rounded to 4 pixels at 1024, and MMCV's RoIAlign has no kernel for it.
-
     Args:
         in_channels: Of the map; a multiple of 4.
         out_channels: Of all levels.
@@ -97,16 +93,15 @@ class SimpleFeaturePyramid(BaseModule):
         """Make the levels.
 
         Args:
-            inputs: Maps of an encoder; the last one, (B, C, h, w) of any
-                floating type, is used.
+            inputs: Maps of an encoder; the last one, (B, C, h, w), is used.
 
         Returns:
-            ``num_outs`` float32 tensors, finest first: (B, out_channels,
-            4h, 4w), (..., 2h, 2w), (..., h, w), then halves, rounded up.
+            ``num_outs`` tensors, finest first: (B, out_channels, 4h, 4w),
+            (..., 2h, 2w), (..., h, w), then halves, rounded up.
         """
         x = inputs[-1]
         levels = [
-            output(scale(x)).float()
+            output(scale(x))
             for scale, output in zip(self.scales, self.outputs, strict=True)
         ]
         while len(levels) < self.num_outs:

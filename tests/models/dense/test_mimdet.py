@@ -280,9 +280,13 @@ def test_seeing_everything_in_training_is_evaluation():
 
 def test_bfloat16():
     model = build()
+    sums = []
+    for block in model.decoder.blocks:
+        block.register_forward_hook(lambda _, xs, x: sums.extend((xs[0], x)))
     with torch.autocast('cpu', torch.bfloat16):
         outs = model(images(), samples((64, 96), (64, 40)))
         sum(o.float().square().mean() for o in outs).backward()
+    assert {each.dtype for each in sums} == {torch.float32}
     assert outs[2].isfinite().all()
     for name, parameter in model.named_parameters():
         assert parameter.grad.isfinite().all(), name
