@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from mmdet.models import MaskRCNN
 from mmdet.structures import DetDataSample
-from torch import nn
+
+from .mask_rcnn import MaskRCNN
 
 
 class Batch(NamedTuple):
@@ -21,13 +21,8 @@ class Batch(NamedTuple):
     samples: list[DetDataSample] | None
 
 
-def _in_float32(module: nn.Module, inputs: tuple, outputs: tuple) -> tuple:
-    """Forward hook of a head: lists of maps in float32."""
-    return tuple([level.float() for level in maps] for maps in outputs)
-
-
 class MIMDetMaskRCNN(MaskRCNN):
-    """MMDetection's Mask R-CNN, whose backbone is shown the data samples.
+    """Mask R-CNN whose backbone is shown the data samples.
 
     MMDetection's detectors give their backbone nothing but the batch. MIMDet
     must know which tokens are padding (``img_shape``), and takes from the
@@ -35,17 +30,9 @@ class MIMDetMaskRCNN(MaskRCNN):
     with the images to :meth:`extract_feat`, which is all that the base class
     does with them.
 
-    What leaves the neck and the region proposal head is float32, under
-    autocast too: MMDetection makes anchors and regions of the type of the
-    predictions and features, and in bfloat16 their corners would be rounded
-    to 8 pixels at 1333.
-
-    Args are those of ``mmdet.MaskRCNN``.
+    Args:
+        **kwargs: Of ``mmdet.MaskRCNN``, with its standard heads.
     """
-
-    def __init__(self, **kwargs) -> None:
-        super().__init__(**kwargs)
-        self.rpn_head.register_forward_hook(_in_float32)
 
     def extract_feat(
         self, batch_inputs: Batch | torch.Tensor
