@@ -15,6 +15,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+from mmengine.dataset import InfiniteSampler
 from mmengine.device import get_device
 from mmengine.dist import get_rank
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
@@ -255,7 +256,9 @@ def _check_batches(loader: DataLoader) -> None:
         batches, images = len(loader), len(loader.dataset)
     except TypeError:  # a stream, which has no length
         return
-    if batches:
+    # An infinite sampler fills a batch from several rounds through the data.
+    endless = images and isinstance(loader.sampler, InfiniteSampler)
+    if batches or endless:
         return
     size = getattr(loader.batch_sampler, 'batch_size', None)
     share = f', split over {world_size()} processes,' * (world_size() > 1)

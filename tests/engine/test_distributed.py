@@ -232,3 +232,10 @@ def test_fewer_images_than_a_batch():
     assert len(PortableRunner.build_dataloader(dict(loader))) == 1
     with pytest.raises(LaunchError, match='3 samples in batches of 8'):
         PortableRunner.build_dataloader(dict(loader, drop_last=True))
+    # An endless sampler has enough for any batch, unless there is nothing.
+    loader.update(drop_last=True, sampler=dict(type='InfiniteSampler'))
+    batch = next(iter(PortableRunner.build_dataloader(dict(loader))))
+    assert batch[0].shape == (8, 1)
+    loader['dataset'] = torch.utils.data.TensorDataset(torch.zeros(0, 1))
+    with pytest.raises(LaunchError, match='0 samples in batches of 8'):
+        PortableRunner.build_dataloader(loader)
