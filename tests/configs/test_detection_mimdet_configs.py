@@ -1,18 +1,15 @@
 """Mask R-CNN in the style of MIMDet: numbers, networks, data, two steps."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
-from mmengine.config import ConfigDict
-from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.registry import MODELS, DefaultScope
+from tiny_mimdet import build, dataset, shrink
 
 import tiny_coco
 from config_checks import (
     ARCH,
     CONFIGS,
-    WIDTH,
     check_imagenet_statistics,
     dense_configs,
     load,
@@ -20,9 +17,7 @@ from config_checks import (
     steps,
 )
 from ropim_mm.engine import launch
-from ropim_mm.models import build_mimdet_mask_rcnn
 from ropim_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS
-from ropim_mm.stack import StackError
 from tiny_coco import needs_operators
 from tiny_models import model_config
 
@@ -34,11 +29,6 @@ TABLE = {
 }
 FIRST = next(iter(TABLE))
 EPOCH = 1875
-
-
-def build(cfg, device='cpu'):
-    with DefaultScope.overwrite_default_scope('mmdet'), torch.device(device):
-        return MODELS.build(cfg.model)
 
 
 def test_the_table_lists_every_config():
@@ -237,41 +227,6 @@ def coco(tmp_path_factory):
     return tiny_coco.write(tmp_path_factory.mktemp('coco'))
 
 
-def smaller(step):
-    """A tenth of the recipe's sizes."""
-    if 'scales' in step:
-        step.scales = [(s // 10, 133) for s, _ in step.scales]
-    if 'scale' in step:
-        step.scale = (133, 80)
-    if 'crop_size' in step:
-        step.crop_size = (38, 60)
-    for branch in step.get('transforms', ()):
-        for each in branch:
-            smaller(each)
-
-
-def shrink(cfg, root):
-    """The same config with a tiny network on tiny photos, for two steps."""
-    model = cfg.model
-    backbone = model.backbone
-    # That of a plain encoder is for others.
-    model.backbone = ConfigDict()
-    tiny_coco.shrink(cfg, root)
-    model.backbone = backbone
-    backbone.update(decoder_dims=8, decoder_depth=1, decoder_heads=2)
-    backbone.encoder.update(arch=ARCH, img_size=64)
-    model.neck.in_channels = [WIDTH // 4, WIDTH // 2, 8, 8]
-    model.data_preprocessor.pad_size_divisor = 32
-    for loader in (cfg.train_dataloader, cfg.val_dataloader):
-        for step in loader.dataset.pipeline:
-            smaller(step)
-
-
-def dataset(cfg, loader):
-    with DefaultScope.overwrite_default_scope('mmdet'):
-        return DATASETS.build(cfg[loader].dataset)
-
-
 @needs_operators
 def test_sizes_of_images(coco):
     """Whole at one of 11 sizes, or a piece; boxes at their masks' edges."""
@@ -295,92 +250,6 @@ def test_sizes_of_images(coco):
     assert {48, 80} <= set(short)
     # Half of all, and the pieces that happen to have the same shape.
     assert 80 < whole < 170
-
-
-# --- The detector -----------------------------------------------------------
-
-
-@pytest.fixture
-def tiny(coco):
-    """A tiny detector with random weights, and a batch of two sizes."""
-    cfg = load(FIRST)
-    shrink(cfg, coco)
-    cfg.model.backbone.init_cfg = None
-    for part in (cfg.model.neck, *cfg.model.roi_head.values()):
-        if 'norm_cfg' in part:
-            part.norm_cfg = dict(type='BN')
-    torch.manual_seed(0)
-    model = build(cfg)
-    model.init_weights()
-    data = dataset(cfg, 'val_dataloader')
-    packed = [data[i] for i in (0, 1)]  # 48 x 64 and 64 x 40 pixels
-    batch = dict(
-        inputs=[p['inputs'] for p in packed],
-        data_samples=[p['data_samples'] for p in packed],
-    )
-    batch = model.data_preprocessor(batch, training=True)
-    return model, batch['inputs'], batch['data_samples']
-
-
-@needs_operators
-def test_the_backbone_is_shown_the_samples(tiny):
-    model, inputs, samples = tiny
-    seen = []
-    model.backbone.register_forward_hook(
-        lambda _, args, outs: seen.append(args)
-    )
-    losses = model(inputs, samples, 'loss')
-    assert {'loss_rpn_cls', 'loss_rpn_bbox', 'loss_bbox', 'loss_mask'} <= set(
-        losses
-    )
-    model.eval()
-    with torch.no_grad():
-        predicted = model(inputs, samples, 'predict')
-        model(inputs, samples, 'tensor')
-        model.extract_feat(inputs)
-    assert len(predicted) == 2
-    assert predicted[0].pred_instances.masks.shape[1:] == (48, 64)
-    assert [args[1] for args in seen] == [samples] * 3 + [None]
-    assert all(args[0] is inputs for args in seen)
-
-
-@needs_operators
-def test_replay(tiny):
-    """Tokens from outside: the same losses, whatever the seed."""
-    model, inputs, samples = tiny
-    levels = []
-    for ids in ([0, 3, 5], [0, 3, 5], [0, 3, 6]):
-        for sample in samples:
-            sample.set_field(torch.tensor(ids), 'visible_ids')
-        levels.append(model.extract_feat((inputs, samples))[2])
-    assert torch.equal(levels[0], levels[1])
-    assert not torch.equal(levels[0], levels[2])
-
-
-@needs_operators
-def test_corners_are_not_rounded(tiny):
-    """In bfloat16 there are only multiples of 4 between 512 and 1024."""
-    model, inputs, samples = tiny
-    wide = torch.zeros(2, 3, 64, 1312)
-    for sample in samples:
-        sample.set_metainfo(dict(img_shape=(64, 1312), scale_factor=(1, 1)))
-    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
-        levels = model.extract_feat(wide)
-        assert {level.dtype for level in levels} == {torch.float32}
-        outs = model.rpn_head(levels)
-        found = model.rpn_head.predict(levels, samples, rescale=False)
-    assert {m.dtype for maps in outs for m in maps} == {torch.float32}
-    corners = torch.cat([f.bboxes for f in found]).flatten()
-    assert corners.dtype == torch.float32
-    far = corners[(corners > 512) & (corners < 1312)]
-    assert len(far) > 100
-    assert (far != far.bfloat16().float()).float().mean() > 0.9
-
-
-def test_without_operators(monkeypatch):
-    monkeypatch.setitem(sys.modules, 'mmcv._ext', None)
-    with pytest.raises(StackError, match='`make detection` builds them'):
-        build_mimdet_mask_rcnn()
 
 
 # --- Two steps --------------------------------------------------------------
