@@ -317,7 +317,7 @@ def samples(cfg, loader):
 
 @needs_operators
 def test_polygons_and_run_lengths_become_masks(coco):
-    """Both kinds are where they were drawn, also after resizing."""
+    """Both kinds are where they were drawn, as they are in testing."""
     cfg = load(next(iter(TABLE)))
     cfg.val_dataloader.dataset.data_root = str(coco)
     cfg.val_dataloader.dataset.pipeline[1].scale = (128, 128)
@@ -326,11 +326,12 @@ def test_polygons_and_run_lengths_become_masks(coco):
     assert tuple(packed['inputs'].shape) == (3, 96, 128)
     sample = packed['data_samples']
     assert sample.scale_factor == (2.0, 2.0)
+    # Annotations come after the resizing, as the metric's do.
     truth = sample.gt_instances
-    assert truth.labels.tolist() == [0, 17]  # person, horse
-    assert truth.bboxes.tolist() == [[8, 12, 32, 52], [36, 8, 64, 40]]
-    assert sample.ignored_instances.bboxes.tolist() == [[108, 80, 124, 92]]
-    # Masks are not scaled in the test pipeline, where they come after it.
+    assert truth.labels.tolist() == [0, 2]  # person, horse
+    assert truth.bboxes.tensor.tolist() == [[4, 6, 16, 26], [18, 4, 32, 20]]
+    crowd = sample.ignored_instances.bboxes.tensor
+    assert crowd.tolist() == [[54, 40, 62, 46]]
     person, horse = truth.masks.masks
     expected = np.zeros((48, 64), bool)
     expected[6:26, 4:16] = True
@@ -359,7 +360,7 @@ def test_large_scale_jitter(coco):
         truth = sample.gt_instances
         assert truth.masks.masks.shape[1:] == (height, width)
         boxes = truth.masks.get_bboxes(dst_type='hbox').tensor
-        assert torch.equal(boxes, truth.bboxes)
+        assert torch.equal(boxes, truth.bboxes.tensor)
     assert 0.1 * SIDE <= min(sides) < 0.3 * SIDE
     assert 1.8 * SIDE < max(sides) <= 2.0 * SIDE + 1
     assert 50 < flips < 100

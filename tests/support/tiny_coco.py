@@ -11,8 +11,8 @@ from PIL import Image
 
 from config_checks import ARCH, WIDTH
 
-# Names and numbers of COCO for three of its 80 classes: MMDetection takes the
-# place in its own list for the label, and the number from the file.
+# COCO's numbers of three of its 80 classes. A label is the place of its class
+# among those that a file has.
 CLASSES = {1: 'person', 8: 'truck', 19: 'horse'}
 SIDE = 64
 SIZES = ((48, 64), (64, 40), (64, 64), (32, 64))
