@@ -11,6 +11,7 @@ from mmpretrain.apis.model import ModelHub
 
 import ropim_mm  # noqa: F401
 from config_checks import CONFIGS, build_on_meta, forward_flops, methods
+from ropim_mm.stack import StackError, require_detection
 
 ROOT = Path(__file__).resolve().parents[2]
 METAFILES = [
@@ -24,6 +25,13 @@ ENTRIES = {
     for path in METAFILES
     for entry in yaml.safe_load(path.read_text())['Models']
 }
+
+
+def needs_operators():
+    try:
+        require_detection()
+    except StackError as error:
+        pytest.skip(str(error))
 
 
 def test_every_config_is_listed_once():
@@ -64,11 +72,14 @@ def test_epochs_batch_parameters_and_flops(name):
     else:
         assert meta['Iterations'] == cfg.train_cfg.max_iters
     assert meta['Batch Size'] == cfg.auto_scale_lr.base_batch_size
+    if cfg.default_scope == 'mmdet':
+        needs_operators()
     model = build_on_meta(cfg)
-    assert dict(
-        Parameters=sum(p.numel() for p in model.parameters()),
-        FLOPs=forward_flops(cfg, model),
-    ) == {key: meta[key] for key in ('Parameters', 'FLOPs')}
+    assert meta['Parameters'] == sum(p.numel() for p in model.parameters())
+    if cfg.default_scope == 'mmpretrain':
+        assert meta['FLOPs'] == forward_flops(cfg, model)
+    else:  # they depend on the photo, and on what is found in it
+        assert 'FLOPs' not in meta
 
 
 @pytest.mark.parametrize('path', METAFILES, ids=lambda p: p.parent.name)

@@ -97,8 +97,9 @@ def joined(dataset: dict) -> list[dict]:
 
 def build_on_meta(cfg: Config) -> torch.nn.Module:
     """The config's model, without memory for its weights."""
-    with torch.device('meta'):
-        return MODELS.build(cfg.model)
+    scope = cfg.default_scope
+    with torch.device('meta'), MODELS.switch_scope_and_registry(scope) as room:
+        return room.build(cfg.model)
 
 
 def forward_flops(cfg: Config, model: torch.nn.Module) -> int:
