@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from mmengine.registry import MODELS, PARAM_SCHEDULERS, DefaultScope
-from tiny_segmentation import ARCH, BLOCKS, PATCH, SIDE, shrink, write_ade
 from torch.nn.modules.module import register_module_forward_hook
 
 from config_checks import (
@@ -22,6 +21,7 @@ from ropim_mm.models.layers.relative_position import resize_table
 from ropim_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from tiny_models import ENCODERS, METHODS
 from tiny_models import build as build_pretraining
+from tiny_segmentation import ARCH, BLOCKS, PATCH, SIDE, shrink, write_ade
 
 BEIT = ('ropim', 'conmim')
 BASE = (768, 12, (3, 5, 7, 11), 768, 0.1)
