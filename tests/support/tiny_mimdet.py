@@ -1,5 +1,6 @@
 """The recipes of MIMDet with a tiny network, for tests."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -40,6 +41,10 @@ def shrink(cfg: Config, root: Path) -> None:
     model.backbone = backbone
     backbone.update(decoder_dims=8, decoder_depth=1, decoder_heads=2)
     backbone.encoder.update(arch=ARCH, img_size=64)
+    # MMDetection numbers the classes that the file has.
+    content = json.loads(Path(cfg.val_evaluator.ann_file).read_text())
+    for head in (model.roi_head.bbox_head, model.roi_head.mask_head):
+        head.num_classes = len(content['categories'])
     model.neck.in_channels = [WIDTH // 4, WIDTH // 2, 8, 8]
     model.data_preprocessor.pad_size_divisor = 32
     for loader in (cfg.train_dataloader, cfg.val_dataloader):

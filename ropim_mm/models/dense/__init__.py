@@ -1,7 +1,7 @@
 """Backbones and necks of detectors, made of plain encoders."""
 
-from .mimdet import MIMDet, build_mimdet_mask_rcnn
-from .on_demand import build_mask_rcnn
+from .mimdet import MIMDet
+from .on_demand import build_mask_rcnn, build_mimdet_mask_rcnn
 from .pyramid import SimpleFeaturePyramid
 
 __all__ = [

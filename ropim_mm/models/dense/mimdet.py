@@ -26,7 +26,6 @@ from mmpretrain.models.utils import build_norm_layer
 from torch import nn
 from torch.nn import functional as F
 
-from ropim_mm import stack
 from ropim_mm.checkpoints import PretrainedMixin
 from ropim_mm.checkpoints.coverage import CoverageReport
 from ropim_mm.errors import InputError
@@ -40,7 +39,6 @@ from ..methods.rmae import NORM, init_as_mae
 from .scattered import Places, encode_scattered, hiding
 
 if TYPE_CHECKING:
-    from mmdet.models import MaskRCNN
     from mmdet.structures import DetDataSample
 
 # Of the stem's last map, and of what sides of a batch must be multiples of.
@@ -517,19 +515,3 @@ def _given(
                 'expected int64 (K,), at least one token, each at most once'
             )
     return given
-
-
-@MODELS.register_module(name='MIMDetMaskRCNN')
-def build_mimdet_mask_rcnn(**kwargs) -> MaskRCNN:
-    """The detector, from MMDetection's arguments of ``MaskRCNN``.
-
-    A function, so that MMDetection and MMCV's operators are imported where
-    detection is wanted and not wherever this package is.
-
-    Raises:
-        StackError: MMDetection cannot be imported.
-    """
-    stack.require_detection()
-    from .mimdet_rcnn import MIMDetMaskRCNN
-
-    return MIMDetMaskRCNN(**kwargs)

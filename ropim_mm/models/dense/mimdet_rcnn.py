@@ -1,7 +1,7 @@
-"""Mask R-CNN around MIMDet. Imports MMDetection, so nothing imports this.
+"""Mask R-CNN around MIMDet.
 
-:func:`~ropim_mm.models.dense.mimdet.build_mimdet_mask_rcnn` does, which is
-what the registry knows as ``ropim_mm.MIMDetMaskRCNN``.
+Imported when a detector is built, since MMDetection and the operators of MMCV
+come with it: see ``on_demand``.
 """
 
 from __future__ import annotations

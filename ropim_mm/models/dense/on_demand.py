@@ -13,6 +13,7 @@ from ropim_mm.registry import MODELS
 
 if TYPE_CHECKING:
     from .mask_rcnn import MaskRCNN
+    from .mimdet_rcnn import MIMDetMaskRCNN
 
 
 @MODELS.register_module(name='MaskRCNN')
@@ -29,3 +30,19 @@ def build_mask_rcnn(**kwargs) -> MaskRCNN:
     from .mask_rcnn import MaskRCNN
 
     return MaskRCNN(**kwargs)
+
+
+@MODELS.register_module(name='MIMDetMaskRCNN')
+def build_mimdet_mask_rcnn(**kwargs) -> MIMDetMaskRCNN:
+    """A :class:`~ropim_mm.models.dense.mimdet_rcnn.MIMDetMaskRCNN`.
+
+    Args:
+        **kwargs: Of ``mmdet.MaskRCNN``.
+
+    Raises:
+        StackError: MMDetection cannot be imported.
+    """
+    stack.require_detection()
+    from .mimdet_rcnn import MIMDetMaskRCNN
+
+    return MIMDetMaskRCNN(**kwargs)
