@@ -328,7 +328,7 @@ def test_polygons_and_run_lengths_become_masks(coco):
     assert sample.scale_factor == (2.0, 2.0)
     # Annotations come after the resizing, as the metric's do.
     truth = sample.gt_instances
-    assert truth.labels.tolist() == [0, 2]  # person, horse
+    assert truth.labels.tolist() == [0, 17]  # person, horse
     assert truth.bboxes.tensor.tolist() == [[4, 6, 16, 26], [18, 4, 32, 20]]
     crowd = sample.ignored_instances.bboxes.tensor
     assert crowd.tolist() == [[54, 40, 62, 46]]
