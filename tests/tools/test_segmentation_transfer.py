@@ -141,7 +141,8 @@ def test_slide_whole_and_several_scales(trained, call, history, ade, tmp_path):
         'tta': ['--tta'],
     }
     # What the run itself evaluated, window by window.
-    metrics = {'val': history(work_dir, 'mIoU')[8]}
+    names = ('aAcc', 'mIoU', 'mAcc')
+    metrics = {'val': tuple(history(work_dir, n)[8] for n in names)}
     if method != 'ropim':
         del options['slide']
     for mode, option in options.items():
@@ -159,7 +160,8 @@ def test_slide_whole_and_several_scales(trained, call, history, ade, tmp_path):
             pictures,
             *option,
         )
-        metrics[mode] = json.loads(out.read_text())['mIoU']
+        found = json.loads(out.read_text())
+        metrics[mode] = tuple(found[n] for n in names)
         check_pictures(pictures, ade)
     slide = metrics.pop('slide', metrics['val'])
     assert slide == metrics['val']
