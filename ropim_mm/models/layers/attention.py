@@ -292,12 +292,15 @@ class RelPosAttention(SelfAttention, RelativePositionTable):
             return super().weigh_grid(qkv, grid, frame)
         table = self.table_for(frame)
         dropout = self.attn_drop if self.training else 0.0
-        length = qkv.shape[1]
-        if length <= WHOLE:
-            bias = spatial_bias(table, grid, frame, 0, length)
-            return attend(qkv, bias, dropout)
+        if qkv.shape[1] <= WHOLE:
+            bias = spatial_bias(table, grid, frame, dtype=qkv.dtype)
+            return attend(qkv, bias.flip(-1), dropout)
+        width = grid[1]
+
+        def bias(q: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+            rows = start // width, stop // width
+            return spatial_bias(table, grid, frame, *rows, q.dtype)
+
         return attend_by_rows(
-            qkv,
-            lambda _, *span: spatial_bias(table, grid, frame, *span),
-            dropout,
+            qkv, bias, dropout, unit=width, reverse_keys=True
         )

@@ -74,10 +74,26 @@ def in_windows(
     return torch.cat(bands, dim=1).flatten(1, 2)
 
 
+def _written_out(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor,
+    dropout: float,
+) -> torch.Tensor:
+    # PyTorch has no fused CPU kernel with a gradient of the mask. What it
+    # falls back to goes on in float32 where the inputs are narrower.
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    probs = logits.add_(mask).softmax(-1)
+    return F.dropout(probs, dropout) @ v
+
+
 def attend_by_rows(
     qkv: torch.Tensor,
     bias: Callable[[torch.Tensor, int, int], torch.Tensor],
     dropout: float = 0.0,
+    unit: int = 1,
+    reverse_keys: bool = False,
 ) -> torch.Tensor:
     """softmax(q k^T / sqrt(d) + bias) v with little memory.
 
@@ -86,21 +102,29 @@ def attend_by_rows(
         bias: Of queries (B, heads, n, d), which are those from a first to
             before a last one: (1 or B, heads, n, N).
         dropout: Probability of dropping an attention weight.
+        unit: ``bias`` is asked for multiples of so many queries, which
+            divides N.
+        reverse_keys: Whether the bias is for the last key first.
 
     Returns:
         (B, N, heads, d), type of ``qkv``.
     """
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    if reverse_keys:
+        k, v = k.flip(2), v.flip(2)
+    step = max(1, ROWS // unit) * unit
 
     def rows(q: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         mask = bias(q, start, stop).to(q.dtype)
+        if q.device.type == 'cpu' and torch.is_grad_enabled():
+            return _written_out(q, k, v, mask, dropout)
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=dropout
         )
 
     outs = []
-    for start in range(0, qkv.shape[1], ROWS):
-        some = q[:, :, start : start + ROWS]
+    for start in range(0, qkv.shape[1], step):
+        some = q[:, :, start : start + step]
         span = some, start, start + some.shape[2]
         if torch.is_grad_enabled():
             outs.append(checkpoint(rows, *span, use_reentrant=False))

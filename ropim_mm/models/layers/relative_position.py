@@ -19,7 +19,6 @@ from torch.nn import functional as F
 
 from ...checkpoints.beit_names import NUM_CLASS_ROWS
 from ...errors import InputError
-from .large_grids import offsets
 
 
 def table_rows(grid: tuple[int, int]) -> int:
@@ -137,23 +136,37 @@ def spatial_bias(
     table: torch.Tensor,
     grid: tuple[int, int],
     frame: tuple[int, int],
-    start: int,
-    stop: int,
+    top: int = 0,
+    bottom: int | None = None,
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """Bias of the logits between patches, without a class token.
+
+    Keys come in reversed order, the last one first: then the bias of a query
+    is a rectangle of the table as it stands, and nothing has to be looked up.
 
     Args:
         table: (rows of ``frame``, heads).
         grid: (h, w) of the patches, no larger than ``frame``.
         frame: Grid (h, w) of the table.
-        start, stop: Rows to make: queries from ``start`` to before ``stop``.
+        top, bottom: Only queries from row ``top`` of the grid to before row
+            ``bottom``; None for the last.
+        dtype: Of the result; None for that of the table, in which gradients
+            are summed.
 
     Returns:
-        (1, heads, stop - start, h * w)
+        (1, heads, (bottom - top) * w, h * w)
     """
-    dy, dx = offsets(grid, start, stop, table.device)
-    index = (dy + frame[0] - 1) * (2 * frame[1] - 1) + dx + frame[1] - 1
-    return F.embedding(index, table).permute(2, 0, 1).contiguous()[None]
+    (h, w), (high, wide) = grid, frame
+    bottom = h if bottom is None else bottom
+    heads = table.shape[1]
+    spatial = table[:-NUM_CLASS_ROWS].t()
+    spatial = spatial.reshape(heads, 2 * high - 1, 2 * wide - 1)
+    # Row yq + high - 1 is for the key yk = 0, the one above it for yk = 1.
+    used = spatial[:, high - h + top : high - 1 + bottom]
+    used = used[..., wide - w : wide - 1 + w]
+    rectangles = used.unfold(1, h, 1).unfold(2, w, 1).to(dtype or table.dtype)
+    return rectangles.reshape(1, heads, (bottom - top) * w, h * w)
 
 
 class RelativePositionTable(nn.Module):
