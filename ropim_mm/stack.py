@@ -233,7 +233,7 @@ def require_detection() -> None:
             found = 'which are not installed'
         else:
             # pip keeps wheels it built without a note of the PyTorch they
-            # were built for, hence --no-cache-dir below.
+            # were built for, hence --no-cache-dir in the command.
             found = f'and the installed ones do not fit torch ({error})'
         owner = next((d for d in RIVALS['mmcv'] if _owns(d)), 'onedl-mmcv')
         version = installed_version(owner)

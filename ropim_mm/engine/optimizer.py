@@ -179,7 +179,8 @@ class LayerDecayOptimWrapperConstructor:
     (n - 1 - d)``. Depths come from ``backbone.get_layer_depth``; everything
     outside the backbone has the last depth. No weight decay for parameters
     with one dimension or none, for names that end in ``bias``, and for the
-    names listed; all others decay, tables of relative position bias included.
+    names listed; by default all others decay, tables of relative position bias
+    included.
     Frozen parameters are left out.
 
     Args:

@@ -264,10 +264,11 @@ def _pin(item):
 def count_flops(step: TrainingStep) -> int:
     """Operations of forward and backward, a multiply-add being two.
 
-    Matrix products and convolutions only, as the model ran them; the
-    optimizer has none. Attention runs unfused here: fused kernels are counted
-    differently from device to device (not at all on a CPU, with the scores
-    that they compute a second time on a GPU).
+    Matrix products and convolutions only, as the model ran them, those that
+    activation checkpointing runs again too; the optimizer has none. Attention
+    runs unfused here: fused kernels are counted differently from device to
+    device (not at all on a CPU, with the scores that they compute a second
+    time on a GPU).
     """
     images = min(step.batch_size, COUNTED_IMAGES)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as count:

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
-from tiny_mimdet import build, dataset, shrink
 
 import tiny_coco
 from config_checks import (
@@ -19,6 +18,7 @@ from config_checks import (
 from ropim_mm.engine import launch
 from ropim_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from tiny_coco import needs_operators
+from tiny_mimdet import build, dataset, shrink
 from tiny_models import model_config
 
 BENCHMARK = 'conmim/benchmarks/mask-rcnn_mimdet-vit-base-p16'

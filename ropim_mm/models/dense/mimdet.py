@@ -434,7 +434,9 @@ class MIMDet(PretrainedMixin, BaseModule):
         if given is not None:
             ids = nn.utils.rnn.pad_sequence(given, batch_first=True)
             ids, counts = ids.to(device), [len(each) for each in given]
-        elif self.training and self.sample_ratio < 1:
+        elif self.training:
+            # All of them too, where that is the ratio: every step then uses
+            # every parameter, as distributed training wants.
             counts = [
                 max(1, int(self.sample_ratio * h * w)) for h, w in extents
             ]

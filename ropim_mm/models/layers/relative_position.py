@@ -85,17 +85,21 @@ def _resize_axis(old: int, new: int) -> np.ndarray:
     return spline(np.clip(target, source[0], source[-1]))
 
 
-# Made once a size and device: all blocks of all forward passes share them.
+# Made once a size and device: all blocks of all forward passes share them. Not
+# inference tensors, even if evaluation comes first: training could not save
+# them for its backward pass.
 
 
 @lru_cache(maxsize=256)
 def _resize_matrix(old: int, new: int, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(_resize_axis(old, new)).to(device)
+    with torch.inference_mode(False):
+        return torch.from_numpy(_resize_axis(old, new)).to(device)
 
 
 @lru_cache(maxsize=16)
 def _index_on(grid: tuple[int, int], device: torch.device) -> torch.Tensor:
-    return relative_position_index(grid).to(device)
+    with torch.inference_mode(False):
+        return relative_position_index(grid).to(device)
 
 
 def resize_table(
@@ -151,8 +155,8 @@ def spatial_bias(
         frame: Grid (h, w) of the table.
         top, bottom: Only queries from row ``top`` of the grid to before row
             ``bottom``; None for the last.
-        dtype: Of the result; None for that of the table, in which gradients
-            are summed.
+        dtype: Of the result; None for that of the table. Gradients of the
+            rectangles are summed in the table's.
 
     Returns:
         (1, heads, (bottom - top) * w, h * w)

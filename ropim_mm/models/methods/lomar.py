@@ -175,14 +175,21 @@ class LoMaRViT(ViTBackbone):
         context = self.context(grid)
         first = self.layers[0]
         qkv = spread(first.attn.qkv_of(first.ln1(distinct)))
-        for i, layer in enumerate(self.layers):
-            if i:
+
+        def block(
+            index: int, x: torch.Tensor, qkv: torch.Tensor | None
+        ) -> torch.Tensor:
+            layer = self.layers[index]
+            if qkv is None:
                 qkv = layer.attn.qkv_of(layer.ln1(x))
             mixed = layer.attn.weigh(qkv, *context)
-            if i == self.num_layers - 1:
+            if index == self.num_layers - 1:
                 x = take_tokens(x, masked + 1)
                 mixed = take_tokens(mixed, masked + 1)
-            x = layer.finish(x, layer.attn.output(mixed))
+            return layer.finish(x, layer.attn.output(mixed))
+
+        for i in range(self.num_layers):
+            x = self._run(block, i, x, None if i else qkv)
         return self.ln1(x)
 
 

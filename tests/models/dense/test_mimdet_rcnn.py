@@ -4,13 +4,13 @@ import sys
 
 import pytest
 import torch
-from tiny_mimdet import build, dataset, shrink
 
 import tiny_coco
 from config_checks import load
 from ropim_mm.models import build_mimdet_mask_rcnn
 from ropim_mm.stack import StackError
 from tiny_coco import needs_operators
+from tiny_mimdet import build, dataset, shrink
 
 NAME = 'conmim/benchmarks/mask-rcnn_mimdet-vit-base-p16_ms-36e_coco.py'
 

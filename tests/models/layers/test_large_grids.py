@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn import functional
 
 import tiny_models
 from ropim_mm.errors import InputError
@@ -35,6 +36,12 @@ def outputs_and_gradients(module, x, *args):
     out = module.on_grid(x, *args)
     out.square().sum().backward()
     return [out, x.grad, *(p.grad for p in module.parameters())]
+
+
+def fused(q, k, v, mask, dropout):
+    return functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout
+    )
 
 
 def assert_same(ours, theirs):
@@ -111,6 +118,9 @@ def test_rows_at_a_time(kind, grid, monkeypatch):
     for room in ('attention', 'irpe'):
         monkeypatch.setattr(f'ropim_mm.models.layers.{room}.WHOLE', 3)
     assert_same(outputs_and_gradients(module, x, grid), whole)
+    # As on a GPU.
+    monkeypatch.setattr(large_grids, '_written_out', fused)
+    assert_same(outputs_and_gradients(module, x, grid), whole)
     with torch.no_grad():
         torch.testing.assert_close(module.on_grid(x, grid), whole[0])
 
@@ -163,18 +173,56 @@ def test_encoder_in_windows(method):
     assert without == []
 
 
-@pytest.mark.parametrize('method', tiny_models.METHODS)
-def test_checkpointed_activations_change_nothing(method):
-    models = [dense(method, with_cp=cp).train() for cp in (False, True)]
-    models[1].load_state_dict(models[0].state_dict())
-    image = torch.randn(2, 3, 64, 64)
-    grads = []
-    for model in models:
-        model(image)[0].square().sum().backward()
-        grads.append([p.grad for p in model.parameters()])
-    for a, b in zip(*grads, strict=True):
+def gradients(model, with_cp, loss):
+    """Of a loss with random branches left out, and calls of the last norm."""
+    model.with_cp = with_cp
+    calls = []
+    hook = model.layers[-1].ln2.register_forward_hook(
+        lambda *args: calls.append(1)
+    )
+    torch.manual_seed(0)
+    model.zero_grad()
+    loss().backward()
+    hook.remove()
+    return [p.grad for p in model.parameters()], len(calls)
+
+
+def assert_checkpointed(model, loss):
+    without, once = gradients(model, False, loss)
+    recomputed, twice = gradients(model, True, loss)
+    assert (once, twice) == (1, 2)
+    for a, b in zip(without, recomputed, strict=True):
+        assert (a is None) == (b is None)
         if a is not None:
             torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize('method', tiny_models.METHODS)
+def test_checkpointed_activations_in_windows(method):
+    model = dense(method, drop_path_rate=0.5).train()
+    image = torch.randn(4, 3, 64, 64)
+    assert_checkpointed(model, lambda: model(image)[0].square().sum())
+
+
+@pytest.mark.parametrize('method', tiny_models.METHODS)
+def test_checkpointed_activations_in_pretraining(method):
+    model = tiny_models.build(method).train()
+    for layer in model.backbone.layers:
+        layer.drop_path_rate = 0.5
+    batch = tiny_models.batch(model, 4)
+    assert_checkpointed(
+        model.backbone, lambda: tiny_models.loss_of(model, *batch)
+    )
+
+
+@pytest.mark.parametrize('method', tiny_models.METHODS)
+def test_training_after_evaluation_at_the_same_size(method):
+    """What is kept for a size was not made for evaluation alone."""
+    model = dense(method).train()
+    image = torch.randn(1, 3, 72, 80)
+    with torch.inference_mode():
+        model(image)
+    model(image)[0].sum().backward()
 
 
 @pytest.mark.parametrize('method', ['ropim', 'conmim'])
