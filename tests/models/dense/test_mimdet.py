@@ -190,8 +190,21 @@ def test_all_of_it_in_evaluation():
     assert places.ids is None
     assert torch.equal(tokens, stem_tokens(model, x))
     assert torch.equal(model(x)[2], model(x)[2])
-    _, _, places = shown(build(sample_ratio=1.0), x)
-    assert places.ids is None
+
+
+def test_all_of_it_in_training():
+    """In a random order, and with a gradient for every weight."""
+    model = build(sample_ratio=1.0)
+    x = images()
+    _, _, places = shown(model, x)
+    every = torch.arange(24).expand(len(x), -1)
+    assert torch.equal(places.ids.sort(dim=1).values, every)
+    sum(level.square().sum() for level in model(x)).backward()
+    assert [
+        name
+        for name, p in model.named_parameters()
+        if p.requires_grad and p.grad is None
+    ] == []
 
 
 def test_padding_is_never_seen():
