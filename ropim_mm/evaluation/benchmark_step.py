@@ -73,6 +73,8 @@ class TrainingStep:
 
     Args:
         spec: What to build.
+        count: Count its operations, which takes more memory than a step where
+            fused attention would take less.
 
     Raises:
         LaunchError: The config is missing or lacks a field, or its pipeline
@@ -81,7 +83,7 @@ class TrainingStep:
 
     needed: tuple[str, ...] = ('model', 'train_dataloader', 'optim_wrapper')
 
-    def __init__(self, spec: StepSpec) -> None:
+    def __init__(self, spec: StepSpec, count: bool = True) -> None:
         self.spec = spec
         cfg = launch.load_config(spec.config, deepcopy(spec.options))
         for name in self.needed:
@@ -101,7 +103,7 @@ class TrainingStep:
         before = self._allocated()
         with MODELS.switch_scope_and_registry(cfg.default_scope):
             self._build(cfg)
-        self.flops = count_flops(self)
+        self.flops = count_flops(self) if count else 0
         if spec.compile:
             self.model.forward = torch.compile(self.model.forward)
         # The optimizer makes its state in the first step.
@@ -212,9 +214,10 @@ class BackboneStep(TrainingStep):
         self.forward_backward(self.batch_size)
 
 
-def make_step(spec: StepSpec) -> TrainingStep:
+def make_step(spec: StepSpec, count: bool = True) -> TrainingStep:
     """The whole step, or that of the backbone alone, as ``spec`` says."""
-    return (BackboneStep if spec.backbone_only else TrainingStep)(spec)
+    kind = BackboneStep if spec.backbone_only else TrainingStep
+    return kind(spec, count)
 
 
 def _set_dtype(cfg: Config, dtype: str | None) -> torch.dtype:
@@ -393,5 +396,5 @@ def _resident_peak(spec: StepSpec, threads: int | None) -> int:
         torch.set_num_threads(threads)
     launch.load_config(spec.config, deepcopy(spec.options))  # its imports
     before, _ = resident_memory()
-    make_step(spec)
+    make_step(spec, count=False)
     return resident_memory()[1] - before
