@@ -100,6 +100,7 @@ def grid_of_table(
     rows: int,
     index: Tensor | None = None,
     expected: tuple[int, int] | None = None,
+    saved: Tensor | None = None,
 ) -> tuple[int, int]:
     """The grid (h, w) a table was made for.
 
@@ -109,11 +110,21 @@ def grid_of_table(
             has one. It settles non-square grids.
         expected: Grid of the model, believed if its table has as many rows
             and nothing speaks against it.
+        saved: Its ``relative_position_grid`` (2,) when the file has one, as
+            those of windows do: it settles everything.
 
     Raises:
         InputError: No grid, or no unambiguous one, has such a table.
     """
     spatial = rows - NUM_CLASS_ROWS
+    if saved is not None:
+        height, width = grid = tuple(saved.tolist())
+        if min(grid) < 1 or _rows(grid) != rows:
+            raise InputError(
+                f'relative_position_grid says {height}x{width}, which is not '
+                f'the grid of a table of {rows} rows'
+            )
+        return grid
     if index is not None:
         tokens = index.shape[0] - 1
         # (2h-1)(2w-1) = 4hw - 2(h+w) + 1 gives the sum, hw the product.

@@ -20,7 +20,9 @@ from .reading import CheckpointError
 WEIGHT_ENTRIES = ('state_dict', 'model', 'module')
 
 # Derived from the shape of the model, so no evidence of a match or mismatch.
-_DERIVED = re.compile(r'(^|\.)(relative_position_index|num_batches_tracked)$')
+_DERIVED = re.compile(
+    r'(^|\.)(relative_position_(index|grid)|num_batches_tracked)$'
+)
 
 
 class ShapeMismatch(NamedTuple):

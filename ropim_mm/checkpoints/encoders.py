@@ -11,6 +11,8 @@ from .beit_names import ARCHS, grid_of_table
 
 TABLE = 'relative_position_bias_table'
 INDEX = 'relative_position_index'
+# (h, w) of the table of a window, which has no index.
+GRID = 'relative_position_grid'
 # The table of contextual relative positions on keys: (1, head width, buckets).
 KEY_TABLE = 'attn.rpe_k.lookup_table_weight'
 
@@ -33,19 +35,25 @@ class EncoderShape:
         arch: Name of the architecture, or its numbers.
         patch_size: (height, width) of a patch.
         grid: (h, w) that positions were made for. None where the tensors do
-            not say it, and always with iRPE, whose tables fit every grid.
+            not say it or differ, and always with iRPE, whose tables fit every
+            grid.
+        grids: All of them, where tables of blocks differ: those of windows
+            and those of the whole image.
     """
 
     family: str
     arch: str
     patch_size: tuple[int, int]
     grid: tuple[int, int] | None
+    grids: tuple[tuple[int, int], ...] = ()
 
     def __str__(self) -> str:
         def size(pair: tuple[int, int]) -> str:
             return f'{pair[0]}x{pair[1]}'
 
         grid = 'unknown' if self.grid is None else size(self.grid)
+        if self.grids:
+            grid = ' and '.join(map(size, self.grids))
         if self.family == IRPE:
             grid = 'any'
         return (
@@ -91,11 +99,13 @@ def encoder_shape(weights: Mapping[str, Tensor]) -> EncoderShape:
     else:
         name = f'{width} wide, {depth} blocks'
         name += f', {found[2]} heads' if found[2] else ''
+    grids = _grids(weights)
     return EncoderShape(
         family_of(weights),
         name,
         tuple(projection.shape[2:]),
-        _grid(weights),
+        grids[0] if len(grids) == 1 else None,
+        grids if len(grids) > 1 else (),
     )
 
 
@@ -115,17 +125,27 @@ def _heads(weights: Mapping[str, Tensor], width: int) -> int | None:
     return None
 
 
-def _grid(weights: Mapping[str, Tensor]) -> tuple[int, int] | None:
-    tables = [name for name in weights if name.endswith(TABLE)]
+def _grids(weights: Mapping[str, Tensor]) -> tuple[tuple[int, int], ...]:
+    """Each grid once; none where one of them is not known."""
+    tables = [
+        name.removesuffix(TABLE) for name in weights if name.endswith(TABLE)
+    ]
     if tables:
-        index = weights.get(tables[0].replace(TABLE, INDEX))
         try:
-            return grid_of_table(weights[tables[0]].shape[0], index)
+            grids = [
+                grid_of_table(
+                    len(weights[start + TABLE]),
+                    weights.get(start + INDEX),
+                    saved=weights.get(start + GRID),
+                )
+                for start in tables
+            ]
         except InputError:  # not square, and the file does not say what else
-            return None
+            return ()
+        return tuple(dict.fromkeys(grids))
     positions = weights.get('pos_embed')
     if positions is None:
-        return None
+        return ()
     length = positions.shape[1] - 1
     side = math.isqrt(length)
-    return (side, side) if side * side == length else None
+    return ((side, side),) if side * side == length else ()

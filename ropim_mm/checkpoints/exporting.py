@@ -13,6 +13,7 @@ from .beit_names import to_beit
 from .coverage import find_state_dict
 from .encoders import (
     BEIT,
+    GRID,
     INDEX,
     IRPE,
     PATCH_WEIGHT,
@@ -45,6 +46,13 @@ LICENCE_NOTICE = (
 )
 
 
+MIXED_GRIDS = (
+    'Its blocks have tables of different grids, for windows and for the whole '
+    "image: this project's encoders resize each to what they need, "
+    "MMPretrain's BEiTViT cannot"
+)
+
+
 @dataclass(frozen=True)
 class Summary:
     """What a conversion wrote.
@@ -52,7 +60,8 @@ class Summary:
     Attributes:
         destination: The file.
         tensors: Number of tensors in it.
-        parameters: Number of values in them, index buffers not counted.
+        parameters: Number of values in them, index and grid buffers not
+            counted.
         kind: 'pretraining' or 'fine-tuned'.
         shape: What the encoder is.
         dropped: Released names that have no place in this project's models.
@@ -79,7 +88,11 @@ class Summary:
 
 
 def _count(weights: Mapping[str, Tensor]) -> int:
-    return sum(t.numel() for n, t in weights.items() if not n.endswith(INDEX))
+    return sum(
+        tensor.numel()
+        for name, tensor in weights.items()
+        if not name.endswith((INDEX, GRID))
+    )
 
 
 def _kind(weights: Mapping[str, Tensor]) -> str:
@@ -252,6 +265,8 @@ def extract_backbone(
     prefix, notes = _which_encoder(weights, src, student)
     encoder = _encoder(weights, src, prefix)
     shape = encoder_shape(encoder)
+    if shape.grids:
+        notes += (MIXED_GRIDS,)
     meta = dict(
         ropim_mm_version=__version__,
         extracted_from=os.path.basename(src),
@@ -259,7 +274,7 @@ def extract_backbone(
     )
     written = {BACKBONE + name: tensor for name, tensor in encoder.items()}
     if format == 'timm':
-        written = _to_timm(encoder, shape.family, src)
+        written = _to_timm(encoder, shape, src)
         write_atomically(dst, partial(torch.save, _plain(written)), force)
     elif format == 'safetensors':
         content = _safetensors(written, {'format': 'pt', **meta})
@@ -310,6 +325,13 @@ def _encoder(
     }
     if PATCH_WEIGHT in encoder:
         return encoder
+    if 'encoder.cls_token' in encoder:
+        raise CheckpointError(
+            f'{src} has a MIMDet backbone ({prefix}encoder.*): a '
+            'convolutional stem took the place of the patch embedding, '
+            'without which its encoder is no vision transformer. Give the '
+            'pretraining checkpoint that it started from.'
+        )
     found = sorted({name.split('.', 1)[0] + '.' for name in weights})
     raise CheckpointError(
         f'{src} has no encoder: there is no {prefix}patch_embed.projection.'
@@ -320,27 +342,37 @@ def _encoder(
 
 
 def _to_timm(
-    encoder: Mapping[str, Tensor], family: str, src: str
+    encoder: Mapping[str, Tensor], shape: EncoderShape, src: str
 ) -> dict[str, Tensor]:
     """timm's names; those of its Beit and its VisionTransformer agree."""
-    if family == IRPE:
+    if shape.family == IRPE:
         raise CheckpointError(
             f'{src} has an encoder with contextual relative positions '
             "(layers.N.attn.rpe_k), as LoMaR's. timm has no such attention, "
             'and without it the features would be others. Use --format mm or '
             'safetensors, and ropim_mm.LoMaRViT.'
         )
+    if shape.grids:
+        grids = ' and '.join(f'{h}x{w}' for h, w in shape.grids)
+        raise CheckpointError(
+            f'{src} has relative position tables of different grids in its '
+            f"blocks ({grids}, windows and the whole image). timm's Beit has "
+            'one grid for all. Use --format mm or safetensors, or give the '
+            'pretraining checkpoint that this encoder started from.'
+        )
     model, alien = {
         BEIT: ("timm's Beit", 'attn.qkv.bias'),
         PLAIN: ("timm's VisionTransformer", None),
-    }[family]
+    }[shape.family]
     named, unknown = {}, []
     for name, tensor in encoder.items():
+        # timm computes the indices, and its models have no mask token.
+        if name.endswith((INDEX, GRID)) or name == 'mask_token':
+            continue
         other = to_beit(name)
         if other is None or (alien and name.endswith(alien)):
             unknown.append(name)
-        # timm computes the indices, and its models have no mask token.
-        elif not name.endswith(INDEX) and name != 'mask_token':
+        else:
             named[other] = tensor
     if unknown:
         raise CheckpointError(

@@ -485,3 +485,58 @@ def test_shape_of_other_families(method, text):
 def test_positions_of_no_square_are_of_an_unknown_grid():
     state = tiny_models.encoder('rmae', img_size=(32, 48)).state_dict()
     assert encoder_shape(state).grid is None
+
+
+def windowed(tmp_path, **options):
+    source = tmp_path / 'windowed.pth'
+    encoder = tiny_models.encoder(
+        'ropim', out_type='featmap', img_size=64, window_size=4, **options
+    )
+    state = {f'backbone.{n}': t for n, t in encoder.state_dict().items()}
+    torch.save({'state_dict': state}, source)
+    return source, encoder
+
+
+def test_tables_of_windows_and_of_the_image_are_told(tmp_path):
+    source, encoder = windowed(tmp_path, global_blocks=(1,))
+    target = tmp_path / 'encoder.pth'
+    text = str(extract_backbone(source, target))
+    assert text.splitlines()[0].endswith('grid 4x4 and 8x8')
+    assert 'tables of different grids, for windows and for the whole' in text
+    state = torch.load(target, weights_only=True)['state_dict']
+    plain = tiny_models.encoder('ropim', img_size=64, out_type='featmap')
+    load_weights(plain, state, source='encoder', prefix='backbone.')
+    name = 'layers.1.attn.relative_position_bias_table'
+    assert torch.equal(plain.state_dict()[name], encoder.state_dict()[name])
+    with pytest.raises(CheckpointError) as caught:
+        extract_backbone(source, tmp_path / 'timm.pth', 'timm')
+    assert '(4x4 and 8x8, windows and the whole image)' in str(caught.value)
+    assert not (tmp_path / 'timm.pth').exists()
+
+
+def test_tables_of_windows_alone_are_those_of_a_small_image(tmp_path):
+    source, encoder = windowed(tmp_path)
+    target = tmp_path / 'timm.pth'
+    summary = extract_backbone(source, target, 'timm')
+    assert summary.shape.grid == (4, 4) and not summary.notes
+    state = torch.load(target, weights_only=True)
+    assert not any('grid' in name or 'index' in name for name in state)
+    name = 'blocks.1.attn.relative_position_bias_table'
+    table = encoder.layers[1].attn.relative_position_bias_table
+    assert torch.equal(state[name], table)
+
+
+def test_a_detector_with_a_stem_has_no_encoder_to_take(tmp_path):
+    source = tmp_path / 'mimdet.pth'
+    encoder = tiny_models.encoder('conmim', out_type='raw')
+    state = {
+        f'backbone.encoder.{name}': tensor
+        for name, tensor in encoder.state_dict().items()
+        if not name.startswith('patch_embed')
+    }
+    torch.save({'state_dict': state}, source)
+    with pytest.raises(
+        CheckpointError, match='has a MIMDet backbone'
+    ) as caught:
+        extract_backbone(source, tmp_path / 'b.pth')
+    assert 'pretraining checkpoint that it started from' in str(caught.value)

@@ -26,6 +26,7 @@ from .vit import ViTBackbone
 
 TABLE = 'relative_position_bias_table'
 INDEX = 'relative_position_index'
+GRID = 'relative_position_grid'
 
 
 def _cut_normal_(tensor: torch.Tensor, std: float, cut: float) -> None:
@@ -206,7 +207,7 @@ class BEiTStyleViT(ViTBackbone):
 
         A shared bias table is given to every block where this encoder has
         one a block; tables and absolute positions are resized to this
-        encoder's grid; index buffers of another grid are left out.
+        encoder's grids; index buffers of another grid are left out.
 
         Args:
             state_dict: Names to tensors; not changed.
@@ -233,7 +234,10 @@ class BEiTStyleViT(ViTBackbone):
             target = self._grid_of_key(key[len(prefix) :])
             index_key = key[: -len(TABLE)] + INDEX
             source = grid_of_table(
-                len(state[key]), state.get(index_key), target
+                len(state[key]),
+                state.get(index_key),
+                target,
+                state.pop(key[: -len(TABLE)] + GRID, None),
             )
             if source != target:
                 state[key] = resize_table(state[key], source, target)
@@ -250,9 +254,10 @@ class BEiTStyleViT(ViTBackbone):
 
     def _adapt_in_place(self, state_dict, prefix, *args) -> None:
         super()._adapt_in_place(state_dict, prefix, *args)
-        # A table may also come without its index, which is not a weight.
+        # A table may also come without its index or grid, which are not
+        # weights.
         for name, buffer in self.named_buffers():
-            if name.endswith(INDEX):
-                table = prefix + name[: -len(INDEX)] + TABLE
-                if table in state_dict:
+            start, _, kind = name.rpartition('.')
+            if kind in (INDEX, GRID):
+                if f'{prefix}{start}.{TABLE}' in state_dict:
                     state_dict[prefix + name] = buffer

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from ...checkpoints.beit_names import NUM_CLASS_ROWS
 from ...errors import InputError
+from .positions import kept_for_grids
 
 
 def table_rows(grid: tuple[int, int]) -> int:
@@ -96,10 +97,9 @@ def _resize_matrix(old: int, new: int, device: torch.device) -> torch.Tensor:
         return torch.from_numpy(_resize_axis(old, new)).to(device)
 
 
-@lru_cache(maxsize=16)
+@kept_for_grids
 def _index_on(grid: tuple[int, int], device: torch.device) -> torch.Tensor:
-    with torch.inference_mode(False):
-        return relative_position_index(grid).to(device)
+    return relative_position_index(grid).to(device)
 
 
 def resize_table(
@@ -188,8 +188,8 @@ class RelativePositionTable(nn.Module):
     ) -> None:
         """Make the table (zeros) and its index for a grid (h, w).
 
-        Without the index, which grows with the square of the grid, there is
-        :func:`spatial_bias`, but not :meth:`bias`.
+        Without the index, which grows with the square of the number of
+        tokens, there is :func:`spatial_bias`, but not :meth:`bias`.
         """
         self.grid = grid
         self.relative_position_bias_table = nn.Parameter(
@@ -200,6 +200,9 @@ class RelativePositionTable(nn.Module):
             self.register_buffer(
                 'relative_position_index', relative_position_index(grid)
             )
+        else:
+            # Saved, since the number of rows does not tell 2x14 from 5x5.
+            self.register_buffer('relative_position_grid', torch.tensor(grid))
 
     def table_for(self, grid: tuple[int, int]) -> torch.Tensor:
         """The table, resized where the grid (h, w) is another one."""

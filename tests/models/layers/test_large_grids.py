@@ -6,13 +6,15 @@ from torch.nn import functional
 
 import tiny_models
 from ropim_mm.errors import InputError
-from ropim_mm.models.layers import large_grids
+from ropim_mm.models.layers import attention as attentions
+from ropim_mm.models.layers import irpe, large_grids
 from ropim_mm.models.layers.attention import RelPosAttention, SelfAttention
 from ropim_mm.models.layers.irpe import (
     IRPEAttention,
     bucket_index,
     spatial_buckets,
 )
+from ropim_mm.models.layers.relative_position import resize_table
 
 DIMS, HEADS = 8, 2
 KINDS = ('plain', 'table', 'irpe')
@@ -138,15 +140,14 @@ def test_the_bias_is_that_of_the_table_with_a_class_token():
 
 
 def dense(method, **options):
-    return tiny_models.encoder(
-        method,
+    settings = dict(
         out_type='featmap',
         img_size=64,
         window_size=4,
         global_blocks=(1,),
         final_norm=False,
-        **options,
     )
+    return tiny_models.encoder(method, **(settings | options))
 
 
 @pytest.mark.parametrize('method', tiny_models.METHODS)
@@ -244,6 +245,30 @@ def test_tables_of_windows_and_of_the_image(method):
     }
 
 
+def test_tables_of_rectangular_windows_know_their_grid():
+    """2x14 has as many offsets as 5x5."""
+    source = dense('ropim', window_size=(2, 14), global_blocks=())
+    tiny_models.shake(source)
+    state = source.state_dict()
+    grids = [v for k, v in state.items() if 'position_grid' in k]
+    assert [grid.tolist() for grid in grids] == [[2, 14]] * 2
+    target = dense('ropim', window_size=4, global_blocks=())
+    adapted = target.adapt_state_dict(state)
+    name = 'layers.1.attn.relative_position_bias_table'
+    expected = resize_table(state[name], (2, 14), (4, 4))
+    assert torch.equal(adapted[name], expected)
+    again = dense('ropim', window_size=(2, 14), global_blocks=())
+    again.load_state_dict(state)
+    assert torch.equal(again.state_dict()[name], state[name])
+    target.load_state_dict(state)  # the grid is its own then
+    assert target.layers[1].attn.relative_position_grid.tolist() == [4, 4]
+    wrong = state | {
+        'layers.1.attn.relative_position_grid': torch.tensor([5, 6])
+    }
+    with pytest.raises(InputError, match='says 5x6, which is not the grid of'):
+        target.adapt_state_dict(wrong)
+
+
 def test_settings_that_do_not_fit():
     with pytest.raises(InputError, match="window_size is.*'raw'.*'featmap'"):
         tiny_models.encoder('rmae', out_type='raw', window_size=4)
@@ -261,3 +286,24 @@ def test_settings_that_do_not_fit():
             use_rel_pos_bias=False,
             use_shared_rel_pos_bias=True,
         )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('method', tiny_models.METHODS)
+def test_devices_agree(method, monkeypatch):
+    """In windows, and globally with the logits made a few rows at a time."""
+    monkeypatch.setattr(irpe, 'WHOLE', 16)
+    monkeypatch.setattr(attentions, 'WHOLE', 16)
+    monkeypatch.setattr(large_grids, 'ROWS', 24)
+    model = dense(method, out_indices=(0, 1))
+    tiny_models.shake(model)
+    image = torch.randn(2, 3, 64, 72)
+    results = []
+    for device in ('cpu', 'cuda'):
+        model.to(device).zero_grad()
+        outs = model(image.to(device))
+        sum(out.square().mean() for out in outs).backward()
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        results.append([t.detach().cpu() for t in (*outs, *grads)])
+    for on_cpu, on_gpu in zip(*results, strict=True):
+        torch.testing.assert_close(on_gpu, on_cpu, rtol=1e-3, atol=1e-4)
