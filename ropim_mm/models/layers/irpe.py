@@ -15,7 +15,6 @@ code scales it).
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import nn
@@ -25,6 +24,7 @@ from torch.nn import functional as F
 from ...errors import InputError
 from .attention import SelfAttention
 from .large_grids import WHOLE, attend_by_rows, offsets
+from .positions import kept_for_grids
 
 ALPHA, BETA, GAMMA = 1.9, 3.8, 15.2
 
@@ -124,7 +124,7 @@ def spatial_buckets(
     return piece[dy + farthest] * (2 * reach + 1) + piece[dx + farthest]
 
 
-@lru_cache(maxsize=64)
+@kept_for_grids
 def _index_on(
     grid: tuple[int, int],
     alpha: float,
@@ -132,10 +132,7 @@ def _index_on(
     gamma: float,
     device: torch.device,
 ) -> torch.Tensor:
-    # Not an inference tensor, even if evaluation comes first: training could
-    # not save it for its backward pass.
-    with torch.inference_mode(False):
-        return bucket_index(grid, alpha, beta, gamma, device)
+    return bucket_index(grid, alpha, beta, gamma, device)
 
 
 class _WrittenOutAttention(torch.autograd.Function):

@@ -1,11 +1,49 @@
-"""Fixed sine-cosine positions of a grid of tokens, for any h x w."""
+"""Positions of a grid of tokens, for any h x w: what methods share."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache, wraps
 
 import torch
 from torch import nn
 
 from ...errors import InputError
+
+# Tokens of a grid of which many tables are kept: 5 MB each, if int64.
+SMALL_GRID = 784
+
+
+def kept_for_grids(
+    make: Callable[..., torch.Tensor],
+) -> Callable[..., torch.Tensor]:
+    """Keeps what a function makes for a grid and every pair of its tokens.
+
+    Blocks and steps share it. For small grids the last 64 are kept. For large
+    ones, which take hundreds of megabytes and change from image to image in
+    tests, the last two.
+
+    Args:
+        make: A function of a grid (h, w) and of anything else that is
+            hashable. What it makes is no inference tensor, even if evaluation
+            comes first: training could not save it for its backward pass.
+    """
+
+    def outside_inference(*args) -> torch.Tensor:
+        with torch.inference_mode(False):
+            return make(*args)
+
+    small = lru_cache(maxsize=64)(outside_inference)
+    large = lru_cache(maxsize=2)(outside_inference)
+
+    @wraps(make)
+    def kept(grid: tuple[int, int], *args) -> torch.Tensor:
+        cache = small if math.prod(grid) <= SMALL_GRID else large
+        return cache(grid, *args)
+
+    kept.large = large
+    return kept
 
 
 def sincos_positions(grid: tuple[int, int], dims: int) -> torch.Tensor:

@@ -2,7 +2,11 @@ import pytest
 import torch
 from mmpretrain.models.utils import build_2d_sincos_position_embedding
 
-from ropim_mm.models.layers.positions import grid_of_sincos, sincos_positions
+from ropim_mm.models.layers.positions import (
+    grid_of_sincos,
+    kept_for_grids,
+    sincos_positions,
+)
 
 
 def test_values_are_the_formula():
@@ -48,3 +52,27 @@ def test_the_table_tells_its_grid(grid, kind):
     table = sincos_positions(grid, 16)
     assert grid_of_sincos(table.to(kind)) == grid
     assert grid_of_sincos(table + torch.randn_like(table)) is None
+
+
+def test_tables_of_large_grids_are_not_hoarded():
+    made = []
+
+    @kept_for_grids
+    def table(grid, scale):
+        made.append(grid)
+        return torch.full(grid, scale)
+
+    for _ in range(2):
+        with torch.inference_mode():
+            for side in range(1, 29):
+                table((side, side), 2.0)
+    assert len(made) == 28
+    assert not table((4, 4), 2.0).is_inference()
+    made.clear()
+    for _ in range(2):
+        for side in (29, 30, 31):
+            assert table((side, side), 2.0).shape == (side, side)
+    assert len(made) == 6
+    assert table((31, 31), 2.0) is table((31, 31), 2.0)
+    assert len(made) == 6
+    assert table.large.cache_info().currsize == 2
