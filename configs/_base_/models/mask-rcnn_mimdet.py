@@ -2,7 +2,7 @@
 # the tokens in training, a decoder, and an ordinary feature pyramid. The norms
 # of pyramid and heads are over the batch of all devices. Bias tables and final
 # norm of the encoder are those of pretraining; the patch embedding of the file
-# is not used. Where memory is short: model.backbone.encoder.with_cp=True.
+# is not used. Where memory is short: model.backbone.with_cp=True.
 # Give the weights by --cfg-options model.backbone.init_cfg.checkpoint=FILE.
 _base_ = './mask-rcnn_heads.py'
 

@@ -25,6 +25,7 @@ from mmengine.model import BaseModule
 from mmpretrain.models.utils import build_norm_layer
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ropim_mm.checkpoints import PretrainedMixin
 from ropim_mm.checkpoints.coverage import CoverageReport
@@ -139,6 +140,7 @@ class MapDecoder(nn.Module):
         depth: Number of blocks.
         num_heads: Attention heads.
         mlp_ratio: Hidden width of the MLPs over D.
+        with_cp: Activation checkpointing.
 
     Raises:
         InputError: ``dims`` is no multiple of 4 or of ``num_heads``.
@@ -151,8 +153,10 @@ class MapDecoder(nn.Module):
         depth: int = 4,
         num_heads: int = 16,
         mlp_ratio: float = 4.0,
+        with_cp: bool = False,
     ) -> None:
         super().__init__()
+        self.with_cp = with_cp
         sincos_positions((1, 1), dims)  # refuses other widths
         self.dims = dims
         self.embed = nn.Linear(embed_dims, dims)
@@ -190,8 +194,12 @@ class MapDecoder(nn.Module):
         """
         x = self.assemble(latent, stem, places)
         hide = None if inside is None else hiding(inside, x.dtype)
+        again = self.with_cp and self.training and torch.is_grad_enabled()
         for block in self.blocks:
-            x = block(x, hide)
+            if again:
+                x = checkpoint(block, x, hide, use_reentrant=False)
+            else:
+                x = block(x, hide)
         return as_map(self.norm(x)[:, 1:], places.grid)
 
     def assemble(
@@ -282,6 +290,8 @@ class MIMDet(PretrainedMixin, BaseModule):
         decoder_dims: Width of the decoder, a multiple of 4.
         decoder_depth: Blocks of the decoder.
         decoder_heads: Attention heads of the decoder.
+        with_cp: Activation checkpointing, in decoder and encoder: keep only
+            the inputs of blocks in training.
         init_cfg: ``dict(type='Pretrained', checkpoint=FILE,
             prefix='backbone.')`` of a pretraining; of ConMIM, whose momentum
             copy is the better encoder, ``prefix='momentum.backbone.'``.
@@ -301,6 +311,7 @@ class MIMDet(PretrainedMixin, BaseModule):
         decoder_dims: int = 512,
         decoder_depth: int = 4,
         decoder_heads: int = 16,
+        with_cp: bool = False,
         init_cfg: dict | list | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -318,6 +329,7 @@ class MIMDet(PretrainedMixin, BaseModule):
         self.sample_ratio = sample_ratio
         self.encoder = MODELS.build(encoder)
         self._check_encoder()
+        self.encoder.with_cp |= with_cp
         # An encoder of its own kind in all but this. Sizes differ from batch
         # to batch, of which it need not warn.
         self.encoder.patch_embed = nn.Identity()
@@ -329,7 +341,11 @@ class MIMDet(PretrainedMixin, BaseModule):
         width = self.encoder.embed_dims
         self.stem = ConvStem(in_channels, width)
         self.decoder = MapDecoder(
-            width, decoder_dims, decoder_depth, decoder_heads
+            width,
+            decoder_dims,
+            decoder_depth,
+            decoder_heads,
+            with_cp=with_cp,
         )
         self.out_channels = (*self.stem.widths[1:3], *(decoder_dims,) * 2)
 

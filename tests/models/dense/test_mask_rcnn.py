@@ -146,3 +146,23 @@ def test_operators_that_are_not_there(monkeypatch):
     monkeypatch.setattr(stack, 'require_detection', refuse)
     with pytest.raises(StackError, match='operators'):
         MODELS.build(dict(type='ropim_mm.MaskRCNN'))
+
+
+@pytest.mark.gpu
+@needs_operators
+def test_a_step_on_the_gpu(setting):
+    cfg, batch = setting
+    detector = build(cfg.model)
+    on_cpu = losses(detector, batch)
+    detector = build(cfg.model).cuda()
+    on_gpu = losses(detector, batch)
+    # Boxes are sampled at random, and differently on each device; all that
+    # is before is not.
+    for name in ('loss_rpn_cls', 'loss_rpn_bbox'):
+        torch.testing.assert_close(
+            on_gpu[name].cpu(), on_cpu[name], rtol=1e-3, atol=1e-4
+        )
+    detector.zero_grad()
+    with torch.autocast('cuda', torch.bfloat16):
+        values = losses(detector, batch)
+    assert all(torch.isfinite(value) for value in values.values())

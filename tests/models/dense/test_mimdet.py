@@ -501,3 +501,46 @@ def test_bad_batches(size, given, message):
 def test_other_channels():
     with pytest.raises(InputError, match=r'\(2, 4, 64, 64\).*\(B, 3, H, W\)'):
         build()(images((64, 64), channels=4))
+
+
+def test_checkpointed_activations():
+    """Encoder and decoder: the same gradients, and each block ran twice."""
+    calls = []
+
+    def gradients(with_cp):
+        model = build(with_cp=with_cp, sample_ratio=1.0).train()
+        assert model.encoder.with_cp == model.decoder.with_cp == with_cp
+        for blocks in (model.encoder.layers, model.decoder.blocks):
+            blocks[-1].ln2.register_forward_hook(lambda *_: calls.append(1))
+        x = images(batch=1).to(torch.float32)
+        sum(out.square().sum() for out in model(x)).backward()
+        return {n: p.grad for n, p in model.named_parameters()}
+
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    plain = gradients(False)
+    assert len(calls) == 2
+    torch.set_rng_state(state)
+    again = gradients(True)
+    assert len(calls) == 6
+    for name, gradient in plain.items():
+        if gradient is None:
+            assert again[name] is None
+        else:
+            torch.testing.assert_close(again[name], gradient)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('method', METHODS)
+def test_devices_agree(method):
+    model = build(method)
+    x, ids = images(), [[0, 5, 7, 23], [3, 4]]
+    data = samples(SIZE, (40, 80), ids=ids)
+    on_cpu = model(x, data)
+    on_gpu = model.cuda()(x.cuda(), data)
+    for a, b in zip(on_gpu, on_cpu, strict=True):
+        torch.testing.assert_close(a.cpu(), b, rtol=1e-3, atol=1e-4)
+    sum(level.square().mean() for level in on_gpu).backward()
+    with torch.autocast('cuda', torch.bfloat16):
+        outs = model(x.cuda(), data)
+    assert all(torch.isfinite(out).all() for out in outs)
