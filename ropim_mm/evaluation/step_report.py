@@ -16,6 +16,7 @@ from .benchmark_step import (
     make_step,
     peak_memory,
 )
+from .products import ProductsAlone
 from .step_parts import PartsClock, profile_table
 
 ROWS = (
@@ -39,6 +40,7 @@ def report_steps(
     threads: int | None = None,
     memory: bool = True,
     profile: bool = False,
+    floor: bool = False,
 ) -> dict:
     """Measure steps in turn, print what was found while it is found.
 
@@ -48,13 +50,15 @@ def report_steps(
         threads: Of PyTorch on the CPU; None for PyTorch's choice.
         memory: Measure memory (on a CPU in a process for each step).
         profile: Also print the operators that take most time.
+        floor: Also time the matrix products of each step alone.
 
     Returns:
         The machine (``device``, ``threads``, ``torch``), ``results`` with a
         dict for each step. For two steps also, one a round and the first
         over the second: ``ratios`` and ``cpu_ratios``, of times a step, and
         ``image_ratios``, of images/s; and ``flop_ratio``, of operations an
-        image.
+        image. With ``floor`` each result has ``product_seconds``, one a
+        round.
 
     Raises:
         LaunchError: A step cannot be built, or its memory not be measured.
@@ -75,11 +79,21 @@ def report_steps(
         + '  '.join(f'{name:>9}    share' for name in 'AB'[: len(steps)])
         + ('  time A/B' if len(steps) == 2 else '')
     )
-    timings = compare(steps, rounds, _print_round)
+    products = [ProductsAlone(step) for step in steps] if floor else []
+    alone = [[] for _ in products]
+
+    def after_round(number: int, timings: list[Timing]) -> None:
+        _print_round(number, timings)
+        for each, seconds in zip(products, alone, strict=True):
+            seconds.append(each.seconds())
+
+    timings = compare(steps, rounds, after_round)
     report['results'] = [
         _result(step, timing, max(3, rounds // 2))
         for step, timing in zip(steps, timings, strict=True)
     ]
+    for result, seconds in zip(report['results'], alone, strict=False):
+        result['product_seconds'] = seconds
     if memory:
         for step, result in zip(steps, report['results'], strict=True):
             result['peak_memory_gib'] = peak_memory(step, threads) / 2**30
@@ -98,6 +112,8 @@ def report_steps(
             'step, less what it held before it built the model'
         )
     _print_parts(report['results'])
+    if floor:
+        _print_floor(report['results'])
     _print_ratios(report)
     if profile:
         for name, step in zip('AB', steps, strict=False):
@@ -155,6 +171,32 @@ def _print_parts(results: list[dict]) -> None:
                 f'and backward ({min(shares):.2%} to {max(shares):.2%} in '
                 f'{len(shares)} steps)'
             )
+
+
+def _print_floor(results: list[dict]) -> None:
+    for name, result in zip('AB', results, strict=False):
+        shares = _quotients(result['product_seconds'], result['rounds'])
+        print(
+            f'{name}: its matrix products alone: '
+            f'{median(result["product_seconds"]):.4f} s, '
+            f'{median(shares):.3f} of the step ({min(shares):.3f} to '
+            f'{max(shares):.3f})'
+        )
+    if len(results) == 2:
+        a, b = results
+        beyond = [
+            (x - y) / step
+            for x, y, step in zip(
+                a['product_seconds'],
+                b['product_seconds'],
+                b['rounds'],
+                strict=True,
+            )
+        ]
+        print(
+            f'products of A less products of B: {median(beyond):+.2%} of '
+            f'step B ({min(beyond):+.2%} to {max(beyond):+.2%})'
+        )
 
 
 def _print_ratios(report: dict) -> None:

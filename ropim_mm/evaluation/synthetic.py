@@ -32,7 +32,13 @@ _SEGMENTS = 6
 
 def image_size(cfg: Config) -> tuple[int, int]:
     """Height and width of the images that a config's model is made for."""
-    return to_pair(cfg.model.get('backbone', {}).get('img_size', 224))
+    return to_pair(_encoder(cfg).get('img_size', 224))
+
+
+def _encoder(cfg: Config) -> dict:
+    """The backbone, or the vision transformer within it (MIMDet)."""
+    backbone = cfg.model.setdefault('backbone', {})
+    return backbone.get('encoder', backbone)
 
 
 def set_image_size(cfg: Config, side: int) -> None:
@@ -49,14 +55,15 @@ def set_image_size(cfg: Config, side: int) -> None:
         InputError: The side is not a multiple of the patch's.
     """
     old = image_size(cfg)
-    backbone = cfg.model.setdefault('backbone', {})
-    grid = grid_of(side, backbone.get('patch_size', 16))
-    backbone['img_size'] = side
+    encoder = _encoder(cfg)
+    grid = grid_of(side, encoder.get('patch_size', 16))
+    encoder['img_size'] = side
     neck = cfg.model.get('neck') or {}
     if 'num_patches' in neck:
         neck['num_patches'] = grid[0] * grid[1]
     _replace(cfg.model, old, side)
-    _replace(training_pipeline(cfg), old, side)
+    if cfg.get('train_dataloader'):  # an encoder alone needs none
+        _replace(training_pipeline(cfg), old, side)
 
 
 def _replace(node: Any, old: tuple[int, int], side: int) -> None:

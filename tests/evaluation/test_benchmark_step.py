@@ -410,6 +410,38 @@ def test_encoder_alone(tmp_path):
     assert windowed.seconds(1)[0] > 0
 
 
+def test_encoder_within_a_backbone(tmp_path):
+    """MIMDet's is one of its parts; its stem sees the image."""
+    encoder = dict(
+        type='ropim_mm.ConMIMViT',
+        arch=dict(ARCH),
+        img_size=64,
+        patch_size=16,
+        out_type='raw',
+    )
+    del encoder['arch']['_delete_']
+    path = tmp_path / 'mimdet.py'
+    backbone = dict(
+        type='ropim_mm.MIMDet',
+        encoder=encoder,
+        decoder_dims=8,
+        decoder_depth=1,
+        decoder_heads=2,
+    )
+    path.write_text(
+        "custom_imports = dict(imports=['ropim_mm'])\n"
+        "default_scope = 'mmdet'\n"
+        f'model = dict(backbone={backbone!r})\n'
+        "optim_wrapper = dict(optimizer=dict(type='SGD', lr=1))\n"
+    )
+    spec = StepSpec(str(path), batch_size=1, backbone_only=True)
+    assert make_step(spec).batch['inputs'].shape == (1, 3, 64, 64)
+    larger = make_step(replace(spec, size=96))
+    assert larger.batch['inputs'].shape == (1, 3, 96, 96)
+    assert larger.model.encoder.patch_resolution == (6, 6)
+    larger()
+
+
 def test_encoder_alone_without_an_encoder(tmp_path):
     path = encoder_config(tmp_path)
     spec = StepSpec(path, {'model.backbone': None}, 1, backbone_only=True)

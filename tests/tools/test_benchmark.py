@@ -26,6 +26,7 @@ def test_step_of_a_config_against_itself(call, configs, tmp_path):
         '--threads',
         1,
         '--profile',
+        '--floor',
         '--json',
         result,
     )
@@ -46,6 +47,11 @@ def test_step_of_a_config_against_itself(call, configs, tmp_path):
         assert 0.001 < one['peak_memory_gib'] < 1
         share = f'{median(shares):.2%} of the step'
         assert f'{letter}: projection and loss: {share}' in output
+        alone = one['product_seconds']
+        assert len(alone) == 5 and 0 < median(alone) < one['seconds']
+        alone = f'{letter}: its matrix products alone: {median(alone):.4f} s'
+        assert alone in output
+    assert 'products of A less products of B: ' in output
     ratio = f'median {median(report["ratios"]):.3f}'
     assert f'time A / time B, pair by pair: {ratio}' in output
     assert report['flop_ratio'] == 1

@@ -71,6 +71,12 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='also print the operators that take most time',
     )
+    parser.add_argument(
+        '--floor',
+        action='store_true',
+        help='also time the matrix products of each step alone, with their '
+        'shapes: what no step with these products can be faster than',
+    )
     parser.add_argument('--json', metavar='FILE', help='write the results')
     parser.add_argument(
         '--cfg-options',
@@ -120,6 +126,7 @@ def main() -> None:
             threads=args.threads,
             memory=not args.no_memory,
             profile=args.profile,
+            floor=args.floor,
         )
     if args.json:
         write_json(args.json, report)
