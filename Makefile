@@ -86,7 +86,8 @@ demo: venv
 # machine without a GPU.
 detection: venv
 	@set -e; \
-	if $(PY) -c 'import torch, mmcv._ext' 2>/dev/null; then \
+	if $(PY) -c 'from ropim_mm.stack import require_detection as r; r()' \
+	    2>/dev/null; then \
 	    echo "MMCV's operators are there."; exit 0; \
 	fi; \
 	command -v c++ >/dev/null || { \

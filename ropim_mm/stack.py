@@ -222,12 +222,12 @@ def require_detection() -> None:
 
     Raises:
         StackError: MMDetection is missing or of an unsupported version, or
-            MMCV's compiled operators are missing or were built for another
-            PyTorch.
+            MMCV's compiled operators are missing, were built for another
+            PyTorch, or without CUDA where there is a GPU.
     """
     _check(PACKAGES['mmdet'])
     try:
-        importlib.import_module('mmcv._ext')
+        operators = importlib.import_module('mmcv._ext')
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError):
             found = 'which are not installed'
@@ -235,17 +235,34 @@ def require_detection() -> None:
             # pip keeps wheels it built without a note of the PyTorch they
             # were built for, hence --no-cache-dir in the command.
             found = f'and the installed ones do not fit torch ({error})'
-        owner = next((d for d in RIVALS['mmcv'] if _owns(d)), 'onedl-mmcv')
-        version = installed_version(owner)
-        # mmcv-lite is mmcv without operators.
-        target = 'mmcv' if owner == 'mmcv-lite' else owner
-        raise StackError(
-            f"MMDetection needs MMCV's compiled operators, {found}. In a "
-            'checkout of this project, `make detection` builds them into '
-            '.venv (it takes minutes and needs a C++ compiler). Elsewhere '
-            'run:\n'
-            '  pip install "setuptools>=80,<82" wheel packaging ninja psutil\n'
-            '  MMCV_WITH_OPS=1 CFLAGS="-g0 -O1" pip install '
-            '--no-build-isolation --no-deps --no-cache-dir '
-            f'--force-reinstall "{target}{_exactly(version)}"'
-        ) from error
+        raise _without_operators(found) from error
+    # They would do until the first image is on the GPU.
+    import torch
+
+    if _built_without_cuda(operators) and torch.cuda.is_available():
+        raise _without_operators(
+            'and the installed ones were compiled without CUDA, while there '
+            'is a GPU'
+        )
+
+
+def _built_without_cuda(operators: ModuleType) -> bool:
+    version = getattr(operators, 'get_compiling_cuda_version', None)
+    return version is not None and version() == 'not available'
+
+
+def _without_operators(found: str) -> StackError:
+    owner = next((d for d in RIVALS['mmcv'] if _owns(d)), 'onedl-mmcv')
+    version = installed_version(owner)
+    # mmcv-lite is mmcv without operators.
+    target = 'mmcv' if owner == 'mmcv-lite' else owner
+    return StackError(
+        f"MMDetection needs MMCV's compiled operators, {found}. In a "
+        'checkout of this project, `make detection` builds them into '
+        '.venv (it takes minutes and needs a C++ compiler, for GPUs the CUDA '
+        'toolkit too). Elsewhere run:\n'
+        '  pip install "setuptools>=80,<82" wheel packaging ninja psutil\n'
+        '  MMCV_WITH_OPS=1 CFLAGS="-g0 -O1" pip install '
+        '--no-build-isolation --no-deps --no-cache-dir '
+        f'--force-reinstall "{target}{_exactly(version)}"'
+    )

@@ -17,7 +17,8 @@ def installed(monkeypatch):
     """Replaces modules and distributions by ones of chosen versions.
 
     Call it with ``module=version`` (``None``: missing, an exception: raised by
-    the import) and ``dists=dict(name=version)``.
+    the import, a namespace: the module itself) and
+    ``dists=dict(name=version)``.
     """
 
     def apply(dists=None, **modules):
@@ -31,6 +32,8 @@ def installed(monkeypatch):
                 )
             if isinstance(value, Exception):
                 raise value
+            if isinstance(value, types.SimpleNamespace):
+                return value
             return types.SimpleNamespace(__version__=value)
 
         importer = types.SimpleNamespace(import_module=fake_import)
@@ -201,6 +204,23 @@ def test_detection_with_operators_of_another_torch(installed):
 def test_detection_with_operators(installed):
     installed(mmdet='3.5.1', **{'mmcv._ext': '1'})
     stack.require_detection()
+
+
+@pytest.mark.parametrize('cuda', ['not available', '12.8'])
+def test_operators_without_cuda_on_a_machine_with_a_gpu(
+    installed, monkeypatch, cuda
+):
+    operators = types.SimpleNamespace(get_compiling_cuda_version=lambda: cuda)
+    installed(mmdet='3.5.1', **{'mmcv._ext': operators})
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    stack.require_detection()
+    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    if cuda != 'not available':
+        stack.require_detection()
+        return
+    message = message_of(stack.require_detection)
+    assert 'compiled without CUDA, while there is a GPU' in message
+    assert 'MMCV_WITH_OPS=1' in message
 
 
 def test_operators_here_or_told_how():
