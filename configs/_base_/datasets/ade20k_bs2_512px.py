@@ -1,5 +1,7 @@
 # ADE20K (ADEChallengeData2016): 150 classes. The labels' 0 is 'other', which
 # the dataset turns into 255, ignored by losses and metrics.
+_base_ = './dense_loaders.py'
+
 train_pipeline = [
     dict(type='ropim_mm.LoadImage', on_error='raise'),
     dict(type='LoadAnnotations'),
@@ -48,11 +50,6 @@ tta_pipeline = [
 
 train_dataloader = dict(
     batch_size=2,
-    num_workers=4,
-    persistent_workers=True,
-    pin_memory=True,
-    drop_last=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
         type='ADE20KDataset',
         data_root='data/ade/ADEChallengeData2016',
@@ -64,12 +61,6 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    batch_size=1,
-    num_workers=4,
-    persistent_workers=True,
-    pin_memory=True,
-    drop_last=False,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='ADE20KDataset',
         data_root='data/ade/ADEChallengeData2016',

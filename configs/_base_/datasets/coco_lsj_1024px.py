@@ -2,6 +2,8 @@
 # 1024 and cut to 1024x1024. What is smaller is filled up, in training and test
 # alike, by model.data_preprocessor.
 # As bitmaps, masks may be polygons or run lengths in the annotations.
+_base_ = './dense_loaders.py'
+
 train_pipeline = [
     dict(type='ropim_mm.LoadImage', on_error='raise'),
     dict(
@@ -46,10 +48,6 @@ test_pipeline = [
 train_dataloader = dict(
     batch_size=4,
     num_workers=8,
-    persistent_workers=True,
-    pin_memory=True,
-    drop_last=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
         type='CocoDataset',
         data_root='data/coco/',
@@ -60,12 +58,6 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    batch_size=1,
-    num_workers=4,
-    persistent_workers=True,
-    pin_memory=True,
-    drop_last=False,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='CocoDataset',
         data_root='data/coco/',

@@ -1,27 +1,10 @@
 # 160,000 updates of 16 images, of which 1500 are warm-up, then linearly to 0.
 # Rate and layer decay are those of MAE and its kin.
+_base_ = './dense_adamw.py'
+
 optim_wrapper = dict(
-    type='ropim_mm.AutocastOptimWrapper',
-    dtype='bfloat16',
-    optimizer=dict(
-        type='AdamW',
-        lr=1e-4 * 16 / 16,
-        betas=(0.9, 0.999),
-        eps=1e-8,
-        weight_decay=0.05,
-        fused=True,
-    ),
-    constructor='ropim_mm.LayerDecayOptimWrapperConstructor',
-    paramwise_cfg=dict(
-        layer_decay_rate=0.65,
-        # Nothing that says where a token is, besides norms and biases.
-        no_decay_names=(
-            'cls_token',
-            'pos_embed',
-            'relative_position_bias_table',
-            'lookup_table_weight',
-        ),
-    ),
+    optimizer=dict(lr=1e-4 * 16 / 16, weight_decay=0.05),
+    paramwise_cfg=dict(layer_decay_rate=0.65),
 )
 
 param_scheduler = [
@@ -38,7 +21,5 @@ param_scheduler = [
     ),
 ]
 
-train_cfg = dict(by_epoch=False, max_iters=160000, val_interval=16000)
-val_cfg = dict()
-test_cfg = dict()
+train_cfg = dict(max_iters=160000, val_interval=16000)
 auto_scale_lr = dict(base_batch_size=16)
