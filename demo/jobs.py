@@ -32,7 +32,7 @@ class Job:
         seconds: How long it takes, roughly, all commands together.
         after: Names of jobs that must be done before.
         run: Work folder of the training in it, if any: its progress.
-        epochs: Of that training.
+        epochs: Of that training, or updates if it does not count epochs.
     """
 
     name: str
@@ -45,14 +45,18 @@ class Job:
     took: float = field(default=0.0, init=False)
 
     def epoch(self) -> int:
-        """Epochs that the training has finished so far, as it logged."""
+        """Epochs (or updates) of the training so far, as it logged."""
         if self.run is None:
             return 0
+        # One file from each start of it.
+        found = [0]
         for file in self.run.glob('*/vis_data/scalars.json'):
-            for entry in reversed(read_scalars(file)):
-                if 'loss' in entry:
-                    return int(entry['epoch'])
-        return 0
+            found += [
+                int(entry['epoch'] if 'epoch' in entry else entry['step'])
+                for entry in read_scalars(file)
+                if 'loss' in entry
+            ]
+        return max(found)
 
 
 def read_scalars(file: Path) -> list[dict]:

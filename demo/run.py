@@ -11,36 +11,28 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import shutil
-import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 
 import report
 from digits import write_digits
+from folder import ROOT, DemoError, clear, commit, cores, environment, own
 from jobs import Job, JobError, Pool, Screen
 from mmengine.config import Config
 
-DEMO = Path(__file__).resolve().parent
-ROOT = DEMO.parent
+DEMO = ROOT / 'demo'
 PRETRAIN = DEMO / 'configs/ropim_vit-micro-p8_1xb50-coslr-120e_digits-32px.py'
 FINETUNE = DEMO / 'configs/vit-micro-p8_1xb20-coslr-100e_digits-32px.py'
 
-# Marks a work folder as ours: only such a one is cleared.
-MARKER = '.ropim_mm_demo'
 ARMS = ('scratch', 'pretrained')
 SAMPLES = 6  # images in the picture of reconstructions
 
 # Seconds on one core of a plain server, for the time left on screen.
 START_SECONDS = 7.0
 EPOCH_SECONDS = dict(pretrain=1.0, finetune=0.22)
-
-
-class DemoError(Exception):
-    """The demo cannot run as asked; the message says what to change."""
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -95,45 +87,6 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
             option = name.replace('_', '-')
             parser.error(f'--{option} is {value}; expected {wanted}')
     return args
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS and Windows
-        return os.cpu_count() or 1
-
-
-def clear(work_dir: Path) -> None:
-    """Make the work folder; remove what an earlier demo wrote into it.
-
-    Raises:
-        DemoError: It holds something that is not the demo's.
-    """
-    marker = work_dir / MARKER
-    if work_dir.exists() and not work_dir.is_dir():
-        raise DemoError(f'--work-dir: {work_dir} is not a folder')
-    if work_dir.is_dir() and any(work_dir.iterdir()):
-        if not marker.is_file():
-            raise DemoError(
-                f'--work-dir: {work_dir} is not empty and was not made by '
-                'the demo; give another folder, which will be made'
-            )
-        for name in marker.read_text().split():
-            path = work_dir / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-    work_dir.mkdir(parents=True, exist_ok=True)
-    marker.write_text('')
-
-
-def own(work_dir: Path, *names: str) -> None:
-    """Note down names in the work folder as written by the demo."""
-    with (work_dir / MARKER).open('a') as file:
-        file.writelines(f'{name}\n' for name in names)
 
 
 def schedule_options(epochs: int, default: int) -> list[str]:
@@ -227,20 +180,6 @@ def test_accuracy(run: Path) -> float:
     return float(json.loads((run / 'test.json').read_text())['accuracy/top1'])
 
 
-def commit() -> str | None:
-    """The repository's commit, with ``+`` if files differ from it."""
-    try:
-        done = subprocess.run(
-            ['git', 'describe', '--always', '--dirty=+', '--abbrev=12'],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        )
-    except OSError:
-        return None
-    return done.stdout.strip() or None
-
-
 def caption(args: argparse.Namespace, counts: dict[str, int]) -> str:
     """What the numbers of the table are."""
     return (
@@ -286,13 +225,7 @@ def run(args: argparse.Namespace) -> None:
         for seed in range(args.seeds):
             own(work_dir, f'{arm}-seed{seed}')
             runs[arm].append(work_dir / f'{arm}-seed{seed}')
-    # Every process computes on one core; more threads only get in each
-    # other's way with matrices this small.
-    env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONUNBUFFERED='1')
-    env['PYTHONPATH'] = os.pathsep.join(
-        [str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]
-    )
-    pool = Pool(jobs, args.workers, work_dir, env, screen)
+    pool = Pool(jobs, args.workers, work_dir, environment(), screen)
     screen.line(
         f'{counts["train"]} images to pretrain on, {counts["few-seed0"]} of '
         f'them with labels, {counts["val"]} to watch, {counts["test"]} to '

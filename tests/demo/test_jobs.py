@@ -96,6 +96,18 @@ def test_epoch_is_read_from_the_log(make_job, tmp_path):
     assert job.epoch() == 2
 
 
+def test_updates_are_read_from_the_logs_of_a_resumed_run(make_job, tmp_path):
+    job = make_job('train', run=tmp_path / 'run', epochs=40)
+    for start, steps in (('2021', (30, 40)), ('2020', (10, 20))):
+        folder = tmp_path / f'run/{start}/vis_data'
+        folder.mkdir(parents=True)
+        entries = [dict(loss=0.5, iter=i, step=i) for i in steps]
+        entries.append(dict(mIoU=0.1, step=99))
+        text = '\n'.join(map(json.dumps, entries))
+        (folder / 'scalars.json').write_text(text)
+    assert job.epoch() == 40
+
+
 def test_time_left(jobs, make_job, tmp_path):
     names = ('a', 'b', 'c', 'd')
     plan = [make_job(n, '', seconds=10.0) for n in names]

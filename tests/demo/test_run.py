@@ -78,28 +78,6 @@ def test_both_arms_differ_by_their_start_only(run, tmp_path):
         assert f'train_dataloader.dataset.data_prefix=few-seed{seed}' in train
 
 
-def test_only_its_own_files_are_replaced(run, tmp_path):
-    work_dir = tmp_path / 'new' / 'folder'
-    run.clear(work_dir)
-    run.own(work_dir, 'results.md', 'pretrain')
-    (work_dir / 'results.md').write_text('old')
-    (work_dir / 'pretrain').mkdir()
-    (work_dir / 'pretrain/epoch_1.pth').write_text('old')
-    (work_dir / 'notes.txt').write_text('mine')
-    run.clear(work_dir)
-    left = {path.name for path in work_dir.iterdir()}
-    assert left == {'notes.txt', run.MARKER}
-
-    other = tmp_path / 'other'
-    other.mkdir()
-    (other / 'pretrain').write_text('mine')
-    with pytest.raises(run.DemoError, match='was not made by the demo'):
-        run.clear(other)
-    with pytest.raises(run.DemoError, match='is not a folder'):
-        run.clear(other / 'pretrain')
-    assert (other / 'pretrain').read_text() == 'mine'
-
-
 @pytest.mark.parametrize(
     'arguments, message',
     [
