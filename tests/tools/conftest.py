@@ -143,6 +143,30 @@ def call():
 
 
 @pytest.fixture(scope='session')
+def mim_train():
+    """Train with another package's own script, by ``mim train PACKAGE``."""
+
+    def run(package, config, work_dir, *options):
+        folder = Path(sys.executable).parent
+        done = subprocess.run(
+            [
+                *(folder / 'mim', 'train', package, config),
+                *('--gpus', '0', '--work-dir', work_dir),
+                *('--cfg-options', *options),
+            ],
+            cwd=work_dir.parent,
+            env=dict(os.environ, PATH=f'{folder}:{os.environ["PATH"]}'),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert 'Training finished successfully' in done.stdout
+
+    return run
+
+
+@pytest.fixture(scope='session')
 def history():
     """The logged scalars of the runs in a work folder, by step."""
 

@@ -165,6 +165,20 @@ def check_pictures(folder, coco):
 
 
 @needs_operators
+def test_by_mim(detection, mim_train, history, tmp_path):
+    """MMDetection's own training script takes the configs, too."""
+    mim_train(
+        'mmdetection',
+        detection,
+        tmp_path / 'work',
+        'train_cfg.max_iters=2',
+        'train_cfg.val_interval=2',
+        'model.backbone.init_cfg=None',
+    )
+    assert list(history(tmp_path / 'work', 'loss')) == [1, 2]
+
+
+@needs_operators
 def test_a_checkpoint_of_another_method(call, detection, pretrained, tmp_path):
     output = call(
         'train.py',

@@ -1,10 +1,6 @@
 """From a pretraining to ADE20K by command lines, for each method."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -192,25 +188,16 @@ def test_two_processes(call, ade, history, tmp_path):
     assert (work_dir / 'iter_2.pth').is_file()
 
 
-def test_by_mim(ade, history, tmp_path):
+def test_by_mim(ade, mim_train, history, tmp_path):
     """MMSegmentation's own training script takes the configs, too."""
-    config = tiny_config('lomar', ade, tmp_path / 'config.py')
-    folder = Path(sys.executable).parent
-    done = subprocess.run(
-        [
-            *(folder / 'mim', 'train', 'mmsegmentation', config),
-            *('--gpus', '0', '--work-dir', tmp_path / 'work'),
-            *('--cfg-options', 'train_cfg.max_iters=2'),
-            *('train_cfg.val_interval=2', 'model.backbone.init_cfg=None'),
-        ],
-        cwd=tmp_path,
-        env=dict(os.environ, PATH=f'{folder}:{os.environ["PATH"]}'),
-        capture_output=True,
-        text=True,
-        timeout=300,
+    mim_train(
+        'mmsegmentation',
+        tiny_config('lomar', ade, tmp_path / 'config.py'),
+        tmp_path / 'work',
+        'train_cfg.max_iters=2',
+        'train_cfg.val_interval=2',
+        'model.backbone.init_cfg=None',
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert 'Training finished successfully' in done.stdout
     assert list(history(tmp_path / 'work', 'loss')) == [1, 2]
 
 
