@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ropim_mm.datasets import fh_masks
+from ropim_mm.datasets import conversion, fh_masks
 from ropim_mm.datasets.fh_masks import (
     FHSettings,
     UnreadableSourceError,
@@ -209,9 +209,9 @@ def test_a_worker_that_dies_is_no_riddle(images, tmp_path, monkeypatch):
 
 
 def test_two_runs_of_one_shard_are_refused(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(fh_masks, '_GRACE', 0.1)
+    monkeypatch.setattr(conversion, '_GRACE', 0.1)
     out = tmp_path / 'out'
-    with fh_masks._own_shard(out, (0, 1)) as aside:
+    with conversion._own_shard(out, (0, 1)) as aside:
         Path(aside, 'of-the-first').touch()
         with pytest.raises(InputError, match='is making shard 0/1 of'):
             create_maps(images, out, SETTINGS)
@@ -406,7 +406,7 @@ def test_what_a_killed_run_left_is_no_obstacle(images, tmp_path):
 
 
 def test_progress_with_rate_and_time_left(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(fh_masks, '_LINES', 0.0)
+    monkeypatch.setattr(conversion, '_LINES', 0.0)
     stream = io.StringIO()
     create_maps(images, tmp_path / 'out', SETTINGS, progress=stream)
     lines = stream.getvalue().splitlines()
@@ -449,7 +449,7 @@ def test_a_full_disk_is_named(images, tmp_path, monkeypatch):
 
     out = tmp_path / 'out'
     create_maps(images, out, SETTINGS, shard=(0, 12))
-    monkeypatch.setattr(fh_masks, 'write_atomically', write)
+    monkeypatch.setattr(conversion, '_write_durably', write)
     with pytest.raises(InputError, match=r'cannot write .*\.png.*No space'):
         create_maps(images, out, SETTINGS, 2)
 
@@ -464,33 +464,18 @@ def test_a_folder_that_cannot_be_made_is_named(images, tmp_path, monkeypatch):
         raise OSError(28, 'No space left on device')
 
     out = tmp_path / 'out'
-    monkeypatch.setattr(fh_masks, 'write_atomically', write)
+    monkeypatch.setattr(conversion, '_write_durably', write)
     with pytest.raises(InputError, match=f'cannot write {out}: .*No space'):
         create_maps(images, out, SETTINGS)
-
-
-def test_a_lock_that_was_removed_is_not_held(tmp_path, monkeypatch):
-    path = tmp_path / 'aside' / 'lock'
-    locks = []
-
-    def lock(file):
-        locks.append(file)
-        if len(locks) == 1:  # the run that had it ends, and removes it
-            path.unlink()
-            path.parent.rmdir()
-        return True
-
-    monkeypatch.setattr(fh_masks, '_lock', lock)
-    with fh_masks._open_locked(path) as file:
-        assert len(locks) == 2 and locks[0].closed
-        assert os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
 def test_settings_are_kept_as_they_are(tmp_path):
     settings = FHSettings((12.5, 100), (5, 7), 0.3)
     aside, out = tmp_path / 'aside', tmp_path / 'out'
     out.mkdir()
-    fh_masks._keep_settings(out, settings, str(aside))
+    aside.mkdir()
+    keep = conversion._keep_settings
+    keep(out, fh_masks._MapConverter(settings), str(aside))
     assert FHSettings.of_folder(out) == settings
     assert json.loads((out / 'fh_masks.json').read_text()) == dict(
         scales=[12.5, 100], min_sizes=[5, 7], sigma=0.3
@@ -498,4 +483,4 @@ def test_settings_are_kept_as_they_are(tmp_path):
     assert FHSettings.of_folder(tmp_path / 'none') is None
     # Two runs that begin at the same moment with different ones.
     with pytest.raises(InputError, match='another run has just begun'):
-        fh_masks._keep_settings(out, SETTINGS, str(aside))
+        keep(out, fh_masks._MapConverter(SETTINGS), str(aside))
