@@ -4,7 +4,11 @@ from .coverage import CheckpointCoverageHook
 from .deferred import DeferredRuntimeInfoHook
 from .distributed import PortableRunner
 from .momentum import MomentumCopyHook
-from .optimizer import AutocastOptimWrapper, LayerDecayOptimWrapperConstructor
+from .optimizer import (
+    AutocastOptimWrapper,
+    LayerDecayOptimWrapperConstructor,
+    UpdateParamSchedulerHook,
+)
 from .seeding import EpochSeedHook
 from .skipped import SkippedImagesHook
 
@@ -17,4 +21,5 @@ __all__ = [
     'MomentumCopyHook',
     'PortableRunner',
     'SkippedImagesHook',
+    'UpdateParamSchedulerHook',
 ]

@@ -10,24 +10,41 @@ import datetime
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from mmengine.dataset import InfiniteSampler
 from mmengine.device import get_device
 from mmengine.dist import get_rank
-from mmengine.model import is_model_wrapper, revert_sync_batchnorm
+from mmengine.model import (
+    convert_sync_batchnorm,
+    is_model_wrapper,
+    revert_sync_batchnorm,
+)
+from mmengine.optim import OptimWrapper
 from mmengine.registry import MODEL_WRAPPERS
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner import checkpoint as checkpoints
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ropim_mm.checkpoints.shards import is_sharded, read_shards, shard_file
+from ropim_mm.checkpoints.writing import write_atomically
 from ropim_mm.errors import InputError
 from ropim_mm.registry import RUNNERS
 
+from .optimizer import AutocastOptimWrapper
 from .seeding import WorkerSeeds
+from .sharding import (
+    ShardedState,
+    ShardedStateHook,
+    Strategy,
+    read_strategy,
+    shard_model,
+)
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
@@ -165,8 +182,9 @@ def init_process_group(
         **kwargs: For ``torch.distributed.init_process_group``.
 
     Raises:
-        LaunchError: If the environment does not describe the processes, or
-            this one has no GPU while others have.
+        LaunchError: If the environment does not describe the processes, this
+            one has no GPU while others have, the port is taken, or the others
+            do not come.
     """
     if dist.is_initialized():
         return
@@ -180,7 +198,26 @@ def init_process_group(
         backend = 'gloo'
     if timeout is not None:
         kwargs['timeout'] = datetime.timedelta(seconds=timeout)
-    dist.init_process_group(backend, **kwargs)
+    try:
+        dist.init_process_group(backend, **kwargs)
+    except dist.DistError as error:
+        raise _cannot_meet(error) from error
+
+
+def _cannot_meet(error: Exception) -> LaunchError:
+    rank = os.environ['RANK']
+    where = f'{os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]}'
+    if 'EADDRINUSE' in str(error) or 'already in use' in str(error):
+        return LaunchError(
+            f'port {where} is in use by another program, perhaps another '
+            'run: set PORT (torchrun) or MASTER_PORT (Slurm, MPI) to a free '
+            'one, the same on all machines'
+        )
+    return LaunchError(
+        f'process {rank} of {os.environ["WORLD_SIZE"]} cannot meet the others '
+        f'at {where}: start all machines with the same MASTER_ADDR, port and '
+        f'number of processes ({str(error).splitlines()[0]})'
+    )
 
 
 def _cuda_index(launcher: str) -> int:
@@ -279,7 +316,22 @@ class PortableRunner(Runner):
 
     Each epoch has random streams of its own, so that a resumed run draws what
     an uninterrupted one would have drawn, see ``engine.seeding``.
+
+    ``strategy`` of the config says whether each process has the whole model
+    (data-parallel training, the default) or a part, see ``engine.sharding``.
     """
+
+    # Set once the model is split, which needs its initial weights.
+    _sharded: ShardedState | None = None
+
+    @property
+    def strategy(self) -> Strategy:
+        """How the model lies on the processes.
+
+        Raises:
+            InputError: The config's field ``strategy`` is wrong.
+        """
+        return read_strategy(self.cfg)
 
     def setup_env(self, env_cfg: dict) -> None:
         """Join the process group before MMEngine would."""
@@ -296,6 +348,9 @@ class PortableRunner(Runner):
         self, model_wrapper_cfg: dict | None, model: nn.Module
     ) -> nn.Module:
         """Wrap for distributed training, on CPUs without a device index."""
+        if self.distributed and self.strategy.type == 'fsdp':
+            # Evaluation needs no wrapper; training splits the model later.
+            return self._to_device(model)
         if (
             not self.distributed
             or get_device() != 'cpu'
@@ -316,6 +371,48 @@ class PortableRunner(Runner):
                 module=revert_sync_batchnorm(model),
             ),
         )
+
+    def _to_device(self, model: nn.Module) -> nn.Module:
+        device = get_device()
+        model = model.to(device)
+        if device == 'cpu':
+            return revert_sync_batchnorm(model)
+        sync_bn = self.cfg.get('sync_bn')
+        return convert_sync_batchnorm(model, sync_bn) if sync_bn else model
+
+    def build_optim_wrapper(
+        self, optim_wrapper: dict | OptimWrapper
+    ) -> OptimWrapper:
+        """Build the optimizer, of a model that is split if it shall be.
+
+        Raises:
+            InputError: The strategy is 'fsdp' and the optimizer's wrapper is
+                not ours, whose norms of gradients are those of one process.
+        """
+        split = self.distributed and self.strategy.type == 'fsdp'
+        if split and self._sharded is None:
+            # Random weights and pretrained ones are those of a whole model.
+            self._init_model_weights()
+            shard_model(self.model)
+            self._sharded = ShardedState(
+                self.model, self.strategy.checkpoints == 'sharded'
+            )
+            self.register_hook(ShardedStateHook(self._sharded))
+        wrapper = super().build_optim_wrapper(optim_wrapper)
+        if isinstance(wrapper, AutocastOptimWrapper):
+            if isinstance(self._train_loop, EpochBasedTrainLoop):
+                wrapper.epoch_length = len(self._train_loop.dataloader)
+        elif split:
+            raise InputError(
+                f'optim_wrapper.type is {type(wrapper).__name__}: '
+                "strategy='fsdp' needs ropim_mm.AutocastOptimWrapper (with "
+                "dtype='float32' if autocasting is not wanted)"
+            )
+        return wrapper
+
+    def _init_model_weights(self) -> None:
+        if self._sharded is None:
+            super()._init_model_weights()
 
     @staticmethod
     def build_dataloader(
@@ -344,12 +441,134 @@ class PortableRunner(Runner):
         return loader
 
     def register_default_hooks(self, hooks: dict | None = None) -> None:
-        """MMEngine's default hooks, the deferred logger, epochs' seeds."""
+        """MMEngine's default hooks, the deferred logger, epochs' seeds.
+
+        MMEngine's ``ParamSchedulerHook`` is replaced by ours, which does the
+        same unless gradients are accumulated.
+        """
+        hooks = dict(hooks or {})
+        schedule = hooks.get(
+            'param_scheduler', dict(type='ParamSchedulerHook')
+        )
+        if isinstance(schedule, dict) and schedule == dict(
+            type='ParamSchedulerHook'
+        ):
+            hooks['param_scheduler'] = dict(
+                type='ropim_mm.UpdateParamSchedulerHook'
+            )
         default = dict(
             runtime_info=dict(type='ropim_mm.DeferredRuntimeInfoHook'),
             epoch_seed=dict(type='ropim_mm.EpochSeedHook'),
         )
-        super().register_default_hooks({**default, **(hooks or {})})
+        super().register_default_hooks({**default, **hooks})
+
+    def save_checkpoint(
+        self,
+        out_dir: str,
+        filename: str,
+        file_client_args: dict | None = None,
+        save_optimizer: bool = True,
+        *args,
+        **kwargs,
+    ) -> None:
+        """Save; of a split model all processes take part.
+
+        A sharded checkpoint is a folder ``filename``, written beside and
+        renamed when it is complete.
+
+        Raises:
+            InputError: A sharded checkpoint cannot be written to ``out_dir``:
+                it is no local folder, or not the same on all machines.
+        """
+        arguments = (file_client_args, save_optimizer, *args)
+        if self._sharded is None:
+            super().save_checkpoint(out_dir, filename, *arguments, **kwargs)
+            return
+        self._sharded.collect(
+            self.optim_wrapper if save_optimizer else None, self.iter
+        )
+        if not self._sharded.sharded:
+            super().save_checkpoint(out_dir, filename, *arguments, **kwargs)
+            self._sharded.forget()
+            return
+        if '://' in str(out_dir):
+            raise InputError(
+                f'strategy.checkpoints is "sharded", but checkpoints go to '
+                f'{out_dir}: expected a local folder; use "whole" there'
+            )
+        folder = os.path.join(out_dir, filename)
+        aside = f'{folder}.partial'
+        if self.rank == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+            os.makedirs(aside)
+        dist.barrier()
+        if self.rank == 0:
+            super().save_checkpoint(
+                aside,
+                os.path.basename(shard_file('', 0)),
+                *arguments,
+                **kwargs,
+            )
+        else:
+            part = self._sharded.own_part()
+            write_atomically(
+                shard_file(aside, self.rank), partial(torch.save, part)
+            )
+        self._sharded.forget()
+        dist.barrier()
+        if self.rank == 0:
+            _complete(aside, folder, self.world_size)
+        dist.barrier()
+
+    def load_checkpoint(
+        self,
+        filename: str,
+        map_location: str | Callable = 'cpu',
+        strict: bool = False,
+        revise_keys: Sequence[tuple[str, str]] = ((r'^module.', ''),),
+    ) -> dict:
+        """Load a plain or a sharded checkpoint into a whole or a split model.
+
+        Args:
+            filename (str): A file, or the folder of a sharded checkpoint,
+                which any number of processes can read.
+            map_location (str or callable): As in ``torch.load``; a split
+                model and sharded checkpoints are read to the host.
+            strict (bool): As MMEngine's.
+            revise_keys (sequence): Pairs of pattern and replacement, applied
+                to the names in the file.
+
+        Returns:
+            dict: The content of the file, the moments of the optimizer split
+            if the model is.
+        """
+        folder = is_sharded(filename)
+        if self._sharded is None and not folder:
+            return super().load_checkpoint(
+                filename, map_location, strict, list(revise_keys)
+            )
+        if folder:
+            checkpoint = read_shards(filename)
+        else:
+            checkpoint = checkpoints._load_checkpoint(filename, 'cpu')
+        self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
+        model = (
+            self.model.module if is_model_wrapper(self.model) else self.model
+        )
+        split = nullcontext()
+        if self._sharded is not None:
+            split = self._sharded.splitting_what_is_loaded()
+            if self._resume and 'optimizer' in checkpoint:
+                self._sharded.split_moments(
+                    checkpoint['optimizer'], self.optim_wrapper
+                )
+        with split:
+            checkpoint = checkpoints._load_checkpoint_to_model(
+                model, checkpoint, strict, revise_keys=list(revise_keys)
+            )
+        self._has_loaded = True
+        self.logger.info(f'Load checkpoint from {filename}')
+        return checkpoint
 
     def resume(
         self,
@@ -366,3 +585,21 @@ class PortableRunner(Runner):
         super().resume(
             filename, resume_optimizer, resume_param_scheduler, map_location
         )
+
+
+def _complete(aside: str, folder: str, processes: int) -> None:
+    """Give a sharded checkpoint its name, once every part is there."""
+    missing = [
+        rank
+        for rank in range(processes)
+        if not os.path.isfile(shard_file(aside, rank))
+    ]
+    if missing:
+        raise InputError(
+            f'{aside} has no parts of processes {missing}: the work folder is '
+            'not the same folder on all machines. Put it on a shared file '
+            'system, or set strategy.checkpoints to "whole".'
+        )
+    if os.path.isdir(folder):
+        shutil.rmtree(folder)
+    os.rename(aside, folder)

@@ -24,9 +24,11 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from ropim_mm import stack
 from ropim_mm.checkpoints.pretrained import unchecked_pretrained
 from ropim_mm.checkpoints.reading import trust_checkpoint
+from ropim_mm.checkpoints.shards import is_sharded
 from ropim_mm.errors import InputError
 
 from .distributed import LaunchError, PortableRunner, world_size
+from .sharding import read_strategy
 
 # The hook that draws predictions, and the argument that switches it on.
 _DRAWING = {
@@ -128,7 +130,8 @@ def prepare_train(
         cfg (Config): From :func:`load_config`.
         work_dir (str, optional): Else ``cfg.work_dir``, else
             ``work_dirs/<name of the config file>``.
-        resume (str, optional): ``'auto'`` or a checkpoint file.
+        resume (str, optional): ``'auto'``, a checkpoint file or the folder of
+            a sharded one.
         amp (bool): Train with ``ropim_mm.AutocastOptimWrapper``.
         auto_scale_lr (bool): Fit the rates to the actual batch.
         validate (bool): Whether to validate while training.
@@ -149,6 +152,7 @@ def prepare_train(
                 f'{cfg.filename} has no {field}: it cannot be trained'
             )
     cfg.launcher = launcher
+    _check_strategy(cfg)
     _set_work_dir(cfg, work_dir)
     if not validate:
         for field in ('val_cfg', 'val_dataloader', 'val_evaluator'):
@@ -186,7 +190,7 @@ def prepare_test(
 
     Args:
         cfg (Config): From :func:`load_config`.
-        checkpoint (str): The file to evaluate.
+        checkpoint (str): The file, or folder of shards, to evaluate.
         work_dir (str, optional): As in :func:`prepare_train`.
         show_dir (str, optional): Folder for pictures of the predictions.
         tta (bool): Average over the augmentations of ``cfg.tta_pipeline``.
@@ -201,7 +205,7 @@ def prepare_test(
             raise LaunchError(
                 f'{cfg.filename} has no {field}: it cannot be tested'
             )
-    if '://' not in checkpoint and not os.path.isfile(checkpoint):
+    if not _is_checkpoint(checkpoint):
         raise LaunchError(
             f'checkpoint {checkpoint} not found (current folder {os.getcwd()})'
         )
@@ -353,7 +357,8 @@ def set_resume(cfg: Config, resume: str | None) -> list[str]:
     Args:
         cfg (Config): With ``work_dir`` set. A config that says
             ``resume=True`` without ``load_from`` means ``'auto'``.
-        resume (str, optional): ``'auto'`` or a checkpoint file.
+        resume (str, optional): ``'auto'``, a checkpoint file or the folder of
+            a sharded one.
 
     Returns:
         list[str]: What was decided, for the log.
@@ -380,7 +385,7 @@ def set_resume(cfg: Config, resume: str | None) -> list[str]:
     source = cfg.get('load_from')
     if source is None:
         return []
-    if '://' not in source and not os.path.isfile(source):
+    if not _is_checkpoint(source):
         field = 'load_from' if resume is None else '--resume'
         raise LaunchError(
             f'{field}: checkpoint {source} not found (current folder '
@@ -416,7 +421,7 @@ def latest_checkpoint(work_dir: str) -> str | None:
     named = find_latest_checkpoint(work_dir)
     moved = os.path.join(work_dir, os.path.basename(named))
     for path in (named, moved):
-        if os.path.isfile(path):
+        if os.path.isfile(path) or is_sharded(path):
             return path
     raise LaunchError(
         f'{work_dir}/last_checkpoint names {named}, which does not exist: '
@@ -510,6 +515,21 @@ def _downloads(dataset: dict, registry: Registry) -> bool:
         return False
     parameter = inspect.signature(cls).parameters.get('download')
     return parameter is not None and dataset.get('download', parameter.default)
+
+
+def _is_checkpoint(path: str) -> bool:
+    return '://' in path or os.path.isfile(path) or is_sharded(path)
+
+
+def _check_strategy(cfg: Config) -> None:
+    if 'runner_type' in cfg:  # MMEngine's FlexibleRunner reads it otherwise
+        return
+    if read_strategy(cfg).type == 'fsdp' and cfg.launcher == 'none':
+        raise LaunchError(
+            f"strategy of {cfg.filename} is 'fsdp', which splits the model "
+            'over processes, but this is one process: start with '
+            'tools/dist_train.sh or slurm_train.sh, or set strategy=ddp'
+        )
 
 
 def _set_work_dir(cfg: Config, work_dir: str | None) -> None:

@@ -26,7 +26,7 @@ class MomentumCopyHook(Hook):
     m follows half a cosine over all iterations of the run. It is a function
     of the iteration's number alone: nothing is saved, and a resumed run
     continues exactly. Iterations that only accumulate gradients leave the
-    copy as it is.
+    copy as it is; the one that updates has the m of the first of them.
 
     Args:
         start: m at the first iteration.
@@ -68,10 +68,13 @@ class MomentumCopyHook(Hook):
         outputs: dict | None = None,
     ) -> None:
         """Update the copy if the optimizer stepped, and log m."""
-        if not runner.optim_wrapper.should_update():
+        wrapper = runner.optim_wrapper
+        if not wrapper.should_update():
             return
+        # One update is one step of a larger batch, and counts from its start.
+        first = runner.iter + 1 - getattr(wrapper, 'steps_in_update', 1)
         momentum = cosine_momentum(
-            self.start, self.end, runner.iter, runner.max_iters
+            self.start, self.end, first, runner.max_iters
         )
         self._model(runner).update_momentum_copy(momentum)
         runner.message_hub.update_scalar('train/copy_momentum', momentum)

@@ -5,18 +5,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from mmengine.hooks import ParamSchedulerHook
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
 from torch import nn
 
 from ropim_mm.errors import InputError
 from ropim_mm.registry import (
+    HOOKS,
     OPTIM_WRAPPER_CONSTRUCTORS,
     OPTIM_WRAPPERS,
     OPTIMIZERS,
 )
 
 from .deferred import defer_scalar
+from .sharding import plain, set_gradient_sync
 
 DTYPES = {
     'bfloat16': torch.bfloat16,
@@ -31,6 +35,10 @@ class AutocastOptimWrapper(OptimWrapper):
 
     MMEngine's ``AmpOptimWrapper`` needs a GPU; with this one a config runs
     everywhere. State dicts are exchangeable between the two.
+
+    With ``accumulative_counts`` n, gradients are the mean over n steps. Where
+    epochs have a length, a group of steps ends with the epoch, smaller if
+    need be: checkpoints are written there, and gradients are not in them.
 
     Args:
         dtype (str): ``'bfloat16'``, ``'float16'`` (GPU only, with a gradient
@@ -59,6 +67,9 @@ class AutocastOptimWrapper(OptimWrapper):
                 f'{", ".join(map(repr, DTYPES))}'
             )
         self.cast_dtype = DTYPES[dtype]
+        # Steps in an epoch, if the run has epochs; set by the runner.
+        self.epoch_length: int | None = None
+        self._first_count = 0
         device = self._device_type
         if dtype == 'float16' and device == 'cpu':
             raise InputError(
@@ -104,15 +115,63 @@ class AutocastOptimWrapper(OptimWrapper):
         """Autocast the forward pass of ``model`` and delay gradient exchange.
 
         Args:
-            model (nn.Module): The model, wrapped for distributed training or
-                not. Its gradients are exchanged only in steps that update.
+            model (nn.Module): The model, wrapped for distributed training,
+                split or neither. Its gradients are exchanged only in steps
+                that update.
         """
+        set_gradient_sync(model, self.should_sync())
         with super().optim_context(model):
             if self.cast_dtype == torch.float32:
                 yield
             else:
                 with torch.autocast(self._device_type, self.cast_dtype):
                     yield
+
+    def initialize_count_status(
+        self, model: nn.Module, init_counts: int, max_counts: int
+    ) -> None:
+        """Say where training starts and ends.
+
+        Args:
+            model (nn.Module): The model.
+            init_counts (int): Steps done before.
+            max_counts (int): Steps of the whole run.
+        """
+        super().initialize_count_status(model, init_counts, max_counts)
+        self._first_count = init_counts
+
+    def _group(self, step: int) -> tuple[int, int]:
+        """First step of the group that ``step`` is in, and of the next."""
+        count, length = self._accumulative_counts, self.epoch_length
+        epoch = step // length * length if length else 0
+        first = epoch + (step - epoch) // count * count
+        last = first + count
+        if length:
+            last = min(last, epoch + length)
+        if self._max_counts > 0:
+            last = min(last, self._max_counts)
+        # A run resumed within a group has the gradients of its rest.
+        return max(first, min(self._first_count, step)), last
+
+    @property
+    def steps_in_update(self) -> int:
+        """Number of steps in the group of the last step that was done."""
+        first, last = self._group(max(self._inner_count - 1, 0))
+        return last - first
+
+    def should_update(self) -> bool:
+        """Whether the last step that was done ends a group."""
+        done = self._inner_count
+        return done == 0 or done == self._group(done - 1)[1]
+
+    def should_sync(self) -> bool:
+        """Whether the step to come ends a group."""
+        return self._inner_count + 1 == self._group(self._inner_count)[1]
+
+    def scale_loss(self, loss: torch.Tensor) -> torch.Tensor:
+        """Divide ``loss`` (one element) by the steps of its group."""
+        first, last = self._group(self._inner_count)
+        return loss / (last - first)
 
     def backward(self, loss: torch.Tensor, **kwargs) -> None:
         """Back-propagate ``loss`` (one element), scaled if need be."""
@@ -143,7 +202,8 @@ class AutocastOptimWrapper(OptimWrapper):
             return
         norm = self.clip_func(params, **self.clip_grad_kwargs)
         if norm is not None:  # None when values are clipped, not the norm
-            defer_scalar(self.message_hub, f'train/{self.grad_name}', norm)
+            name = f'train/{self.grad_name}'
+            defer_scalar(self.message_hub, name, plain(norm))
 
     def state_dict(self) -> dict:
         """The optimizer's state, with ``loss_scaler`` for float16."""
@@ -361,3 +421,31 @@ class LayerDecayOptimWrapperConstructor:
             logger='current',
             level=logging.INFO,
         )
+
+
+@HOOKS.register_module()
+class UpdateParamSchedulerHook(ParamSchedulerHook):
+    """Moves schedules when parameters are updated.
+
+    A group of steps whose gradients are accumulated is one step with a larger
+    batch: all of it has the rates of its first step. Afterwards schedules that
+    count iterations move on by as many as the group had, so that they end
+    where the run does.
+    """
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict | None = None,
+        outputs: dict | None = None,
+    ) -> None:
+        """Step the schedules that count iterations."""
+        wrapper = runner.optim_wrapper
+        if not isinstance(wrapper, AutocastOptimWrapper):
+            super().after_train_iter(runner, batch_idx, data_batch, outputs)
+        elif wrapper.should_update():
+            for _ in range(wrapper.steps_in_update):
+                super().after_train_iter(
+                    runner, batch_idx, data_batch, outputs
+                )

@@ -1,0 +1,6 @@
+# Splits parameters, gradients and the optimizer's moments over the processes:
+# add this file to the `_base_` list of any config, or say
+# `--cfg-options strategy=fsdp`. Checkpoints are 'whole' (one plain file) or
+# 'sharded' (a folder, a file a process; tools/model_converters/merge_shards.py
+# makes it one file).
+strategy = dict(type='fsdp', checkpoints='whole')
