@@ -97,7 +97,7 @@ def test_pretraining_numbers(name):
     pipeline = steps(cfg.train_dataloader.dataset.pipeline)
     crop = pipeline['ropim_mm.RandomResizedCrop']
     assert (crop.scale, crop.crop_ratio_range) == (224, (0.08, 1.0))
-    assert (crop.interpolation, crop.backend) == ('bicubic', 'pillow')
+    assert (crop.interpolation, crop.backend) == ('bicubic', 'torch')
     assert crop.aspect_ratio_range == (3 / 4, 4 / 3)
     assert pipeline['RandomFlip'].prob == 0.5
     # What is before the two views is the same for both.

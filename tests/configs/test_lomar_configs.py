@@ -79,7 +79,7 @@ def test_pretraining_numbers(name):
     assert crop.scale == size
     assert crop.crop_ratio_range == (0.2, 1.0)
     assert crop.aspect_ratio_range == (3 / 4, 4 / 3)
-    assert (crop.interpolation, crop.backend) == ('bicubic', 'pillow')
+    assert (crop.interpolation, crop.backend) == ('bicubic', 'torch')
     assert pipeline['RandomFlip'].prob == 0.5
     check_imagenet_statistics(cfg)
 

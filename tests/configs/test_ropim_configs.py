@@ -208,7 +208,7 @@ def test_pretraining_numbers(name):
     assert crop.scale == (224 if patch == 16 else 32)
     assert crop.crop_ratio_range == (0.67, 1.0)
     assert crop.aspect_ratio_range == (3 / 4, 4 / 3)
-    assert (crop.interpolation, crop.backend) == ('bilinear', 'pillow')
+    assert (crop.interpolation, crop.backend) == ('bilinear', 'torch')
     assert pipeline['RandomFlip'].prob == 0.5
     check_imagenet_statistics(cfg)
     # Only MMPretrain's CIFAR gives pixels as red, green, blue.

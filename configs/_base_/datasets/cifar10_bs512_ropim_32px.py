@@ -10,7 +10,7 @@ train_pipeline = [
         scale=32,
         crop_ratio_range=(0.67, 1.0),
         aspect_ratio_range=(3 / 4, 4 / 3),
-        backend='pillow',
+        backend='torch',
         interpolation='bilinear',
     ),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),

@@ -10,7 +10,7 @@ train_pipeline = [
         scale=32,
         crop_ratio_range=(0.08, 1.0),
         aspect_ratio_range=(3 / 4, 4 / 3),
-        backend='pillow',
+        backend='torch',
         interpolation='bicubic',
     ),
     *_base_.train_pipeline[2:],

@@ -3,7 +3,7 @@
 _base_ = './imagenet_bs256_conmim.py'
 
 train_pipeline = [
-    dict(type='ropim_mm.LoadImage', on_error='skip'),
+    dict(type='ropim_mm.LoadImage', on_error='skip', defer=True),
     *_base_.train_pipeline[1:],
 ]
 

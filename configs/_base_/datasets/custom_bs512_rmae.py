@@ -6,7 +6,7 @@
 _base_ = './imagenet_bs512_rmae.py'
 
 train_pipeline = [
-    dict(type='ropim_mm.LoadImage', on_error='skip'),
+    dict(type='ropim_mm.LoadImage', on_error='skip', defer=True),
     dict(type='ropim_mm.LoadRegions', on_error='skip'),
     *_base_.train_pipeline[2:],
 ]

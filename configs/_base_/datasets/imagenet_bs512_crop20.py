@@ -2,13 +2,13 @@
 _base_ = './imagenet_bs128_ropim.py'
 
 train_pipeline = [
-    dict(type='ropim_mm.LoadImage', on_error='raise'),
+    dict(type='ropim_mm.LoadImage', on_error='raise', defer=True),
     dict(
         type='ropim_mm.RandomResizedCrop',
         scale=224,
         crop_ratio_range=(0.2, 1.0),
         aspect_ratio_range=(3 / 4, 4 / 3),
-        backend='pillow',
+        backend='torch',
         interpolation='bicubic',
     ),
     *_base_.train_pipeline[2:],

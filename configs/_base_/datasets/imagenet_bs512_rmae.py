@@ -12,14 +12,14 @@ data_preprocessor = dict(
 )
 
 train_pipeline = [
-    dict(type='ropim_mm.LoadImage', on_error='raise'),
+    dict(type='ropim_mm.LoadImage', on_error='raise', defer=True),
     dict(type='ropim_mm.LoadRegions', on_error='raise'),
     dict(
         type='ropim_mm.RandomResizedCrop',
         scale=224,
         crop_ratio_range=(0.2, 1.0),
         aspect_ratio_range=(3 / 4, 4 / 3),
-        backend='pillow',
+        backend='torch',
         interpolation='bicubic',
     ),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),

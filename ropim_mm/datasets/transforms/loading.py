@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from mmcv.transforms import BaseTransform
@@ -11,6 +13,7 @@ from mmengine import fileio
 from mmengine.logging import print_log
 from PIL import Image, UnidentifiedImageError
 
+from ropim_mm.datasets import jpeg
 from ropim_mm.datasets.skipped import SkipAccount
 from ropim_mm.errors import InputError
 from ropim_mm.registry import TRANSFORMS
@@ -48,10 +51,12 @@ def decode_image(data: bytes) -> np.ndarray:
     """Decode an encoded image to colour.
 
     Pillow decodes, since it refuses a truncated file (OpenCV fills the rest
-    with grey). The first frame of an animation is taken, EXIF orientation is
-    applied, grayscale, palette and CMYK images become colour, transparency is
-    dropped and 16 (or 12) bits a channel are reduced to their upper 8. Which
-    they are is read from the file's header, not from the values.
+    with grey); or simplejpeg where it gives the same pixels sooner, see
+    :mod:`ropim_mm.datasets.jpeg`. The first frame of an animation is taken,
+    EXIF orientation is applied, grayscale, palette and CMYK images become
+    colour, transparency is dropped and 16 (or 12) bits a channel are reduced
+    to their upper 8. Which they are is read from the file's header, not from
+    the values.
 
     Args:
         data: The content of an image file, in any format Pillow reads.
@@ -67,6 +72,28 @@ def decode_image(data: bytes) -> np.ndarray:
     """
     if not data:
         raise InputError('the file is empty (0 bytes)')
+    array = jpeg.decode(data) if _upright_header(data) else None
+    return _decode_any(data) if array is None else array
+
+
+def _upright_header(data: bytes) -> jpeg.JpegHeader | None:
+    """Header of a plain JPEG that is not to be turned, else None."""
+    header = jpeg.read_header(data)
+    if header is None or (header.app1 and _turned(data)):
+        return None
+    return header
+
+
+def _turned(data: bytes) -> bool:
+    """Whether a JPEG says that it is to be turned or mirrored."""
+    try:
+        with Image.open(io.BytesIO(data)) as img:
+            return _orientation(img) in _UPRIGHT
+    except Exception:  # whose message is for the decoder to find
+        return True
+
+
+def _decode_any(data: bytes) -> np.ndarray:
     try:
         img = Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
@@ -185,6 +212,55 @@ class FileLoader(BaseTransform):
             )
 
 
+class DeferredImage:
+    """A photograph of which only the header has been read.
+
+    Stands for (H, W, 3) uint8, blue, green, red. numpy, and an index, decode
+    the whole of it.
+
+    Args:
+        data: The content of the file.
+        header: Its header.
+        refuse: Called with the error where the file turns out to be damaged;
+            raises if it is not to be skipped.
+    """
+
+    ndim = 3
+    dtype = np.dtype(np.uint8)
+
+    def __init__(
+        self,
+        data: bytes,
+        header: jpeg.JpegHeader,
+        refuse: Callable[[Exception], None],
+    ) -> None:
+        self.shape = (header.height, header.width, 3)
+        self._data, self._header, self._refuse = data, header, refuse
+
+    def crop(
+        self, top: int, left: int, height: int, width: int
+    ) -> np.ndarray | None:
+        """Pixels of a rectangle, (height, width, 3); None to skip the file.
+
+        Raises:
+            UnreadableImageError: The file is damaged, and not to be skipped.
+        """
+        rows = jpeg.decode_rows(self._data, self._header, top + height)
+        if rows is None:
+            try:
+                rows = _decode_any(self._data)
+            except Exception as error:
+                self._refuse(error)
+                return None
+        return rows[top : top + height, left : left + width]
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.asarray(decode_image(self._data), dtype=dtype)
+
+    def __getitem__(self, index) -> np.ndarray:
+        return np.asarray(self)[index]
+
+
 @TRANSFORMS.register_module()
 class LoadImage(FileLoader):
     """Load an image from a file or an archive, with a policy for broken ones.
@@ -198,7 +274,8 @@ class LoadImage(FileLoader):
 
     **Added keys:**
 
-    - img: (H, W, 3) uint8, blue, green, red
+    - img: (H, W, 3) uint8, blue, green, red; with ``defer`` perhaps a
+      :class:`DeferredImage`
     - img_shape, ori_shape: (H, W)
 
     Args:
@@ -208,6 +285,11 @@ class LoadImage(FileLoader):
             reports in the log file) and lets the dataset take another sample
             at random. Only for training: a dataset in ``test_mode`` must not
             lose samples, and stops.
+        defer: Leave a plain JPEG undecoded, for a step that needs a part of
+            it: ``ropim_mm.RandomResizedCrop``, which then decodes the rows
+            down to the crop's lower edge and no others. Draws and results
+            are the same. No step in between may look at the pixels;
+            ``ropim_mm.LoadRegions`` does not.
         backend_args: Storage backend of :func:`mmengine.fileio.get`.
 
     Raises:
@@ -219,9 +301,13 @@ class LoadImage(FileLoader):
     error = UnreadableImageError
 
     def __init__(
-        self, on_error: str = 'raise', backend_args: dict | None = None
+        self,
+        on_error: str = 'raise',
+        defer: bool = False,
+        backend_args: dict | None = None,
     ) -> None:
         super().__init__(on_error)
+        self.defer = defer
         self.backend_args = backend_args
 
     def transform(self, results: dict) -> dict | None:
@@ -233,7 +319,9 @@ class LoadImage(FileLoader):
                 data = fileio.get(path, backend_args=self.backend_args)
             else:
                 data = source()
-            img = decode_image(data)
+            img = self._deferred(path, data)
+            if img is None:
+                img = decode_image(data)
         except Exception as error:
             self.refuse(path, error)
             return None
@@ -242,8 +330,14 @@ class LoadImage(FileLoader):
         results['ori_shape'] = img.shape[:2]
         return results
 
+    def _deferred(self, path: str, data: bytes) -> DeferredImage | None:
+        header = _upright_header(data) if self.defer else None
+        if header is None or not jpeg.in_one_piece(data, header):
+            return None
+        return DeferredImage(data, header, partial(self.refuse, path))
+
     def __repr__(self) -> str:
         return (
             f'{type(self).__name__}(on_error={self.on_error!r}, '
-            f'backend_args={self.backend_args})'
+            f'defer={self.defer}, backend_args={self.backend_args})'
         )
