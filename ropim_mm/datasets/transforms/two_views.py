@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import cv2
+import numpy as np
 from mmcv.transforms import BaseTransform, Compose
 
 from ropim_mm.errors import InputError
@@ -40,7 +42,7 @@ class TwoViews(BaseTransform):
     def transform(self, results: dict) -> dict:
         """Make ``img`` a list of two images."""
         weak = results['img']
-        strong = self.strong(dict(results, img=weak.copy()))['img']
+        strong = self.strong(dict(results, img=_for_colours(weak)))['img']
         if strong.shape != weak.shape:
             raise InputError(
                 f'TwoViews: the strong view has the shape {strong.shape}, '
@@ -48,8 +50,28 @@ class TwoViews(BaseTransform):
                 'resize and flip before, for both views, and keep the '
                 'channels (RandomGrayscale: keep_channels=True)'
             )
-        results['img'] = [weak, strong]
+        results['img'] = [weak, _for_a_batch(strong)]
         return results
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}(strong={self.strong})'
+
+
+def _for_colours(image: np.ndarray) -> np.ndarray:
+    """A copy that steps which change colours work on without another one.
+
+    They hand it to Pillow with the channels in reverse.
+    """
+    if image.ndim != 3 or image.shape[2] != 3:
+        return image.copy()
+    # OpenCV shuffles bytes many at a time, numpy one by one.
+    planes = [np.ascontiguousarray(image[..., c]) for c in (2, 1, 0)]
+    return cv2.merge(planes)[..., ::-1]
+
+
+def _for_a_batch(image: np.ndarray) -> np.ndarray:
+    """The same values, each channel by itself in memory."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.strides[2] >= 0:
+        return image
+    planes = cv2.split(np.ascontiguousarray(image[..., ::-1]))
+    return np.stack(planes[::-1]).transpose(1, 2, 0)
