@@ -10,28 +10,29 @@ machines share the work as shards: in a Slurm array of N tasks from 0,
 OUT, and other ones refused there.
 """
 
+import signal
+
+# Ctrl-C while the imports take their seconds: end, without a traceback.
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import sys
 
 from ropim_mm.datasets.fh_masks import (
     FHSettings,
-    Report,
     create_maps,
     verify_maps,
 )
-from ropim_mm.engine.launch import report_errors
-from ropim_mm.evaluation.benchmark_machine import usable_cores
-from ropim_mm.evaluation.command_line import natural
+from ropim_mm.evaluation.conversion_command import (
+    add_run_arguments,
+    run,
+)
 
 
 def numbers(text: str) -> tuple[float, ...]:
     values = (float(part) for part in text.split(','))
     return tuple(int(v) if v.is_integer() else v for v in values)
-
-
-def shard(text: str) -> tuple[int, int]:
-    index, _, count = text.partition('/')
-    return int(index), int(count)
 
 
 def parse_args() -> argparse.Namespace:
@@ -60,42 +61,7 @@ def parse_args() -> argparse.Namespace:
         help='of the Gaussian that smooths images first, in pixels '
         '(default: 0.8)',
     )
-    parser.add_argument(
-        '--workers',
-        type=natural,
-        default=usable_cores(),
-        metavar='N',
-        help='processes; 0 works in the main one (default: one a core)',
-    )
-    parser.add_argument(
-        '--shard',
-        type=shard,
-        default=(0, 1),
-        metavar='I/N',
-        help='make every N-th map, beginning with the I-th, from 0',
-    )
-    parser.add_argument(
-        '--on-error',
-        choices=('raise', 'skip'),
-        default='raise',
-        help='stop at an image that cannot be read, or leave it out and say '
-        'so (default: raise)',
-    )
-    mode = parser.add_mutually_exclusive_group()
-    mode.add_argument(
-        '--verify',
-        action='store_true',
-        help='make nothing; check that every image has maps that can be '
-        'read and fit it, list what is missing or broken, and exit with '
-        'status 1 if there is anything. Images that cannot be read (as '
-        '--on-error skip leaves them out) are listed too, but with nothing '
-        'else the status is 0',
-    )
-    mode.add_argument(
-        '--repair',
-        action='store_true',
-        help='check the maps that are there, and make bad ones again',
-    )
+    add_run_arguments(parser, 'maps', 'has maps that can be read and fit it')
     return parser.parse_args()
 
 
@@ -112,73 +78,23 @@ def chosen_settings(args: argparse.Namespace) -> FHSettings | None:
     )
 
 
-def show(report: Report, args: argparse.Namespace) -> int:
-    """Print what was done; the exit status."""
-    for name in report.missing:
-        print(f'missing: maps of {name}')
-    for name, reason in report.broken:
-        print(f'broken: maps of {name}: {reason}')
-    for name, reason in report.unreadable:
-        print(f'unreadable image: {name}: {reason}')
-    if args.verify:
-        print(
-            f'{report.total} images: maps of {report.done} are in order, '
-            f'{len(report.missing)} missing, {len(report.broken)} broken; '
-            f'{len(report.unreadable)} images unreadable'
-        )
-        unreadable = {name for name, _ in report.unreadable}
-        broken = {name for name, _ in report.broken}
-        if report.missing or broken - unreadable:
-            print('--repair in place of --verify makes them')
-        if broken & unreadable:
-            print(
-                f'{len(broken & unreadable)} of the broken maps are of images '
-                'that cannot be read: repair the images, or remove both'
-            )
-        return 1 if report.missing or broken else 0
-    print(
-        f'{report.total} images: maps of {report.done} made, of '
-        f'{report.present} there before; {len(report.unreadable)} images '
-        'unreadable'
-    )
-    if report.done:
-        print(
-            f'{report.done / report.seconds:.2f} images/s with '
-            f'{args.workers} worker(s) in {report.seconds:.1f} s; '
-            f'{report.written} bytes, {report.raw / report.written:.1f} '
-            'times smaller than raw uint8 arrays'
-        )
-    return 0
-
-
 def main() -> None:
-    # Names of files may be bytes that are no text.
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors='backslashreplace')
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     args = parse_args()
-    with report_errors():
-        settings = chosen_settings(args)
-        shared = dict(
-            workers=args.workers, shard=args.shard, progress=sys.stderr
+    sys.exit(
+        run(
+            args,
+            'maps',
+            lambda: chosen_settings(args),
+            create_maps,
+            verify_maps,
+            lambda report: (
+                f'{report.raw / report.written:.1f} times smaller than raw '
+                'uint8 arrays'
+            ),
         )
-        try:
-            if args.verify:
-                report = verify_maps(args.images, args.out, settings, **shared)
-            else:
-                report = create_maps(
-                    args.images,
-                    args.out,
-                    settings,
-                    on_error=args.on_error,
-                    repair=args.repair,
-                    **shared,
-                )
-        except KeyboardInterrupt:
-            print(
-                'stopped; the same command goes on from here', file=sys.stderr
-            )
-            sys.exit(130)
-    sys.exit(show(report, args))
+    )
 
 
 if __name__ == '__main__':
