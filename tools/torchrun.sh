@@ -32,6 +32,19 @@ with socket.socket() as s:
         PORT=29500 # all machines must agree
     fi
 fi
+# The first machine listens. Said here, since torchrun's own words for it are
+# two tracebacks.
+if [[ "$NODE_RANK" == 0 ]] && ! "$PYTHON" -c 'import socket, sys
+with socket.socket() as s:
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        s.bind(("", int(sys.argv[1])))
+    except OSError:
+        sys.exit(1)' "$PORT"; then
+    echo "error: port $PORT of this machine is in use, perhaps by another" \
+        "run: set PORT to a free one, the same on all machines" >&2
+    exit 1
+fi
 
 # Works without installation too; no empty entry, which would mean the current
 # folder.
