@@ -10,6 +10,7 @@ default_hooks = dict(
         type='CheckpointHook', interval=5, max_keep_ckpts=3, save_last=True
     ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    data_wait=dict(type='ropim_mm.DataWaitHook'),
     visualization=dict(type='VisualizationHook', enable=False),
 )
 # Stops a run when `load_from`, the checkpoint to resume or the one to test

@@ -11,10 +11,12 @@ from .optimizer import (
 )
 from .seeding import EpochSeedHook
 from .skipped import SkippedImagesHook
+from .waiting import DataWaitHook
 
 __all__ = [
     'AutocastOptimWrapper',
     'CheckpointCoverageHook',
+    'DataWaitHook',
     'DeferredRuntimeInfoHook',
     'EpochSeedHook',
     'LayerDecayOptimWrapperConstructor',
