@@ -42,6 +42,7 @@ from .sharding import (
     ShardedState,
     ShardedStateHook,
     Strategy,
+    compile_units,
     read_strategy,
     shard_model,
 )
@@ -351,11 +352,7 @@ class PortableRunner(Runner):
         if self.distributed and self.strategy.type == 'fsdp':
             # Evaluation needs no wrapper; training splits the model later.
             return self._to_device(model)
-        if (
-            not self.distributed
-            or get_device() != 'cpu'
-            or is_model_wrapper(model)
-        ):
+        if not self.distributed or is_model_wrapper(model):
             return super().wrap_model(model_wrapper_cfg, model)
         cfg = model_wrapper_cfg or dict(
             type='MMDistributedDataParallel',
@@ -363,7 +360,11 @@ class PortableRunner(Runner):
             find_unused_parameters=self.cfg.get(
                 'find_unused_parameters', False
             ),
+            # Gradients lie where they are exchanged, not there and in a copy.
+            gradient_as_bucket_view=True,
         )
+        if get_device() != 'cpu':
+            return super().wrap_model(cfg, model)
         return MODEL_WRAPPERS.build(
             dict(cfg, device_ids=None),
             default_args=dict(
@@ -413,6 +414,21 @@ class PortableRunner(Runner):
     def _init_model_weights(self) -> None:
         if self._sharded is None:
             super()._init_model_weights()
+
+    def _maybe_compile(self, target: str) -> None:
+        options = self.cfg.get('compile')
+        if self._sharded is None or not options:
+            super()._maybe_compile(target)
+            return
+        # The whole step, which MMEngine compiles, holds the exchange of
+        # parameters, and its graphs keep tensors that are freed meanwhile.
+        count = compile_units(
+            self.model, **(options if isinstance(options, dict) else {})
+        )
+        self.logger.info(
+            f'{count} blocks of the split model are compiled; the first '
+            'steps will be slow.'
+        )
 
     @staticmethod
     def build_dataloader(

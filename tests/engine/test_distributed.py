@@ -1,6 +1,7 @@
 """Process groups, and the runner that works with and without GPUs."""
 
 import os
+import socket
 import stat
 
 import pytest
@@ -104,6 +105,39 @@ def scontrol(tmp_path, monkeypatch):
     return write
 
 
+class TestMeeting:
+    @pytest.fixture(autouse=True)
+    def environment(self, monkeypatch):
+        self.set = monkeypatch.setenv
+        monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+        names = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_PORT')
+        for name, value in zip(names, '0201', strict=True):
+            self.set(name, value)
+        self.set('MASTER_ADDR', '127.0.0.1')
+
+    def test_the_port_is_taken(self):
+        with socket.socket() as listener:
+            listener.bind(('127.0.0.1', 0))
+            listener.listen()
+            port = listener.getsockname()[1]
+            self.set('MASTER_PORT', str(port))
+            with pytest.raises(
+                LaunchError, match=f'port 127.0.0.1:{port} is in use by'
+            ):
+                distributed.init_process_group('pytorch')
+
+    def test_nobody_comes(self):
+        with socket.socket() as listener:
+            listener.bind(('127.0.0.1', 0))
+            port = listener.getsockname()[1]
+        with pytest.raises(
+            LaunchError,
+            match=f'process 0 of 2 cannot meet .* 127.0.0.1:{port}',
+        ):
+            distributed.init_process_group('pytorch', timeout=1, port=port)
+        assert not torch.distributed.is_initialized()
+
+
 class TestFirstHost:
     def test_without_brackets(self, monkeypatch):
         monkeypatch.setenv('PATH', '')
@@ -204,6 +238,7 @@ def test_wrapped_for_the_cpu(runner, monkeypatch):
         torch.distributed.destroy_process_group()
     assert model.device_ids is None
     assert model.find_unused_parameters and not model.broadcast_buffers
+    assert model.gradient_as_bucket_view
     assert not isinstance(model.module.norm, nn.SyncBatchNorm)
     assert custom.static_graph and custom.device_ids is None
     # Works in training, which SyncBatchNorm refuses on a CPU.

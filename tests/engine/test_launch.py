@@ -205,6 +205,18 @@ class TestScaleLearningRate:
 
 
 class TestResume:
+    def test_parts_of_a_checkpoint(self, cfg, tmp_path):
+        folder = tmp_path / 'work' / 'epoch_3.pth'
+        folder.mkdir(parents=True)
+        last = tmp_path / 'work' / 'last_checkpoint'
+        last.write_text(str(folder))
+        cfg.work_dir = str(tmp_path / 'work')
+        with pytest.raises(LaunchError, match='epoch_3.pth, which does not'):
+            launch.set_resume(cfg, 'auto')
+        (folder / 'rank0.pth').write_bytes(b'')
+        assert launch.set_resume(cfg, 'auto')[0] == f'Resuming from {folder}'
+        assert cfg.load_from == str(folder)
+
     def test_nothing_to_resume(self, cfg):
         notes = launch.prepare_train(cfg, work_dir='new', resume='auto')
         assert cfg.resume is False

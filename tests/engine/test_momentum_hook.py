@@ -9,7 +9,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from ropim_mm.engine import MomentumCopyHook
+from ropim_mm.engine import AutocastOptimWrapper, MomentumCopyHook
 from ropim_mm.engine.momentum import cosine_momentum
 from ropim_mm.models.layers import MomentumCopy
 
@@ -40,7 +40,7 @@ class Plain(Follower):
         return super().__getattribute__(name)
 
 
-def run(tmp_path, model, accumulate=1, images=8, **kwargs):
+def run(tmp_path, model, accumulate=1, images=8, wrapper=None, **kwargs):
     torch.manual_seed(0)
     runner = Runner(
         model=model,
@@ -52,7 +52,8 @@ def run(tmp_path, model, accumulate=1, images=8, **kwargs):
             num_workers=0,
         ),
         train_cfg=dict(by_epoch=True, max_epochs=2),
-        optim_wrapper=OptimWrapper(
+        optim_wrapper=wrapper
+        or OptimWrapper(
             torch.optim.SGD(model.layer.parameters(), lr=0.1),
             accumulative_counts=accumulate,
         ),
@@ -109,6 +110,20 @@ def test_only_where_the_optimizer_stepped(tmp_path):
     run(tmp_path, model, accumulate=3, images=7)
     # Gradients of the last two of 14 iterations are used as well.
     steps = [2, 5, 8, 11, 13]
+    assert model.updates == [cosine_momentum(0.996, 1, i, 14) for i in steps]
+
+
+def test_accumulated_steps_count_from_their_first(tmp_path):
+    model = Follower()
+    wrapper = AutocastOptimWrapper(
+        dtype='float32',
+        optimizer=torch.optim.SGD(model.layer.parameters(), lr=0.1),
+        accumulative_counts=3,
+    )
+    wrapper.epoch_length = 7
+    run(tmp_path, model, images=7, wrapper=wrapper)
+    # Groups of 3, 3 and 1 in each of two epochs.
+    steps = [0, 3, 6, 7, 10, 13]
     assert model.updates == [cosine_momentum(0.996, 1, i, 14) for i in steps]
 
 

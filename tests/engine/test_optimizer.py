@@ -3,10 +3,12 @@
 import copy
 import json
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import MessageHub
+from mmengine.model import BaseModel
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 from torch import nn
@@ -14,6 +16,7 @@ from torch import nn
 from ropim_mm.engine import (
     AutocastOptimWrapper,
     LayerDecayOptimWrapperConstructor,
+    PortableRunner,
     optimizer,
 )
 from ropim_mm.errors import InputError
@@ -109,6 +112,41 @@ class TestAutocast:
             plain.step()
         torch.testing.assert_close(model.weight, other.weight)
         torch.testing.assert_close(model.bias, other.bias)
+
+    @pytest.mark.parametrize(
+        'length, first, total, groups',
+        [
+            (None, 0, 7, [3, 3, 1]),
+            # Groups end with the epoch: a checkpoint has no gradients.
+            (5, 0, 10, [3, 2, 3, 2]),
+            (3, 0, 6, [3, 3]),
+            (2, 0, 4, [2, 2]),
+            (5, 5, 10, [3, 2]),
+            # Resumed within a group: the mean of the gradients that are left.
+            (None, 4, 9, [2, 3]),
+        ],
+    )
+    def test_groups_of_steps(self, length, first, total, groups):
+        model = nn.Linear(1, 1, bias=False)
+        nn.init.zeros_(model.weight)
+        wrapper = sgd(model, dtype='float32', accumulative_counts=3)
+        wrapper.epoch_length = length
+        wrapper.initialize_count_status(model, first, total)
+        found, updates = [], []
+        for step in range(first, total):
+            expected = wrapper.should_sync()
+            with wrapper.optim_context(model):
+                loss = model(torch.tensor([[float(step)]])).sum()
+            wrapper.update_params(loss)
+            assert wrapper.should_update() == expected
+            if expected:
+                found.append(wrapper.steps_in_update)
+                updates.append(-model.weight.item())
+        assert found == groups
+        # Each update is the mean gradient, which is the mean of its steps.
+        steps = iter(range(first, total))
+        means = [np.mean([next(steps) for _ in range(n)]) for n in groups]
+        assert updates == pytest.approx(list(np.cumsum(means)))
 
     def test_state_round_trip(self):
         def make():
@@ -440,3 +478,55 @@ class TestLayerDecay:
     def test_missing_rate(self):
         with pytest.raises(InputError, match='optimizer.lr is missing'):
             LayerDecayOptimWrapperConstructor(dict(optimizer=dict(type='SGD')))
+
+
+@pytest.mark.parametrize(
+    'accumulate, by_epoch', [(1, False), (3, False), (3, True)]
+)
+def test_schedules_move_with_updates(tmp_path, accumulate, by_epoch):
+    """All steps of a group have the rate of the first."""
+
+    class Model(BaseModel):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(1, 1)
+            self.rates = []
+
+        def forward(self, inputs, mode):
+            self.rates.append(runner.optim_wrapper.get_lr()['lr'][0])
+            return dict(loss=self.layer(torch.stack(inputs)).sum())
+
+    model = Model()
+    runner = PortableRunner(
+        model=model,
+        work_dir=str(tmp_path),
+        experiment_name=f'{tmp_path.name} rates',
+        train_dataloader=dict(
+            dataset=[dict(inputs=torch.ones(1)) for _ in range(4)],
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            batch_size=1,
+            num_workers=0,
+        ),
+        train_cfg=dict(by_epoch=True, max_epochs=2),
+        optim_wrapper=dict(
+            type='ropim_mm.AutocastOptimWrapper',
+            dtype='float32',
+            optimizer=dict(type='SGD', lr=0.8),
+            accumulative_counts=accumulate,
+        ),
+        param_scheduler=dict(
+            type='PolyLR',
+            by_epoch=by_epoch,
+            begin=0,
+            end=3 if by_epoch else 9,  # the last value is MMEngine's end - 1
+        ),
+        default_scope=None,
+    )
+    runner.train()
+    # Down to 0 in equal steps; the last group of an epoch has one step.
+    expected = {
+        (1, False): [0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1],
+        (3, False): [0.8, 0.8, 0.8, 0.5, 0.4, 0.4, 0.4, 0.1],
+        (3, True): [0.8] * 4 + [0.4] * 4,
+    }[accumulate, by_epoch]
+    assert model.rates == pytest.approx(expected)
