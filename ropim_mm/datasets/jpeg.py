@@ -13,6 +13,7 @@ import struct
 from typing import NamedTuple
 
 import numpy as np
+import PIL
 from PIL import Image
 
 try:
@@ -36,6 +37,13 @@ _SCAN = 0xDA
 # Among pixels: neither a byte of theirs nor a restart.
 _MARKER = re.compile(rb'\xff[^\x00\xd0-\xd7]')
 _FRAME = struct.Struct('>BHHB')  # bits, height, width, components
+
+
+def decoder_name() -> str:
+    """What decodes plain JPEGs here, with its version."""
+    if simplejpeg is None:
+        return f'Pillow {PIL.__version__}; simplejpeg would be faster'
+    return f'simplejpeg {simplejpeg.__version__}'
 
 
 class JpegHeader(NamedTuple):

@@ -9,22 +9,28 @@ enter a measurement.
 from __future__ import annotations
 
 import io
+import json
 import time
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import cv2
+import numpy as np
 import torch
+from mmcv.transforms import Compose
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import transforms as T
+from torchvision.transforms import functional as F
 
 from ropim_mm.engine import launch
 from ropim_mm.engine.distributed import LaunchError, adapt_dataloader
+from ropim_mm.engine.waiting import THRESHOLD, advice
 
 TORCHVISION = 'torchvision'
 # Batches that each worker delivers before time is taken: the first ones are
@@ -171,6 +177,13 @@ class TorchvisionImages(Dataset):
                     f'{missing}, and there is none'
                 )
         crop = crops[0]
+        # What becomes of the same crop here and there.
+        self.steps = Compose(pipeline[: pipeline.index(crop) + 1])
+        self.filter = (
+            f'{crop.get("interpolation", "bilinear")}, by '
+            f'{crop.get("backend", "cv2")} and by Pillow'
+        )
+        self.reverse = norm.get('to_rgb', False)
         self.transform = T.Compose(
             [
                 T.RandomResizedCrop(
@@ -193,11 +206,134 @@ class TorchvisionImages(Dataset):
 
     def __getitem__(self, index: int) -> torch.Tensor:
         """Image ``index``, float32 (3, size, size)."""
+        with self._open(index) as image:
+            return self.transform(image.convert('RGB'))
+
+    def _open(self, index: int) -> Image.Image:
         info = self.dataset.get_data_info(index)
         source = info.get('img_source')
-        file = io.BytesIO(source()) if source else info['img_path']
-        with Image.open(file) as image:
-            return self.transform(image.convert('RGB'))
+        return Image.open(io.BytesIO(source()) if source else info['img_path'])
+
+    def difference(self, images: int = 100) -> OutputDifference:
+        """Compare with what the config's own pipeline makes of equal crops.
+
+        Decoded, cropped and resized, before flips and colours, as levels from
+        0 to 255. Images are turned upright in both.
+
+        Args:
+            images: How many of the dataset, from its beginning.
+        """
+        *before, crop = self.steps.transforms
+        resize = self.transform.transforms[0]
+        state, counts = np.random.get_state(), np.zeros(256, np.int64)
+        images = min(images, len(self))
+        for index in range(images):
+            np.random.seed(index)
+            results = self.dataset.get_data_info(index)
+            for step in before:
+                results = step(results)
+            draws, whole = np.random.get_state(), results['img']
+            ours = crop(results)['img'].astype(np.int64)
+            np.random.set_state(draws)
+            box = crop.rand_crop_params(whole)
+            with self._open(index) as image:
+                image = ImageOps.exif_transpose(image).convert('RGB')
+            theirs = np.asarray(
+                F.resized_crop(image, *box, resize.size, resize.interpolation)
+            )
+            if self.reverse:
+                ours = ours[..., ::-1]
+            counts += np.bincount(abs(ours - theirs).ravel(), minlength=256)
+        np.random.set_state(state)
+        return OutputDifference(
+            self.filter,
+            images,
+            float(counts @ np.arange(256) / counts.sum()),
+            float(counts[0] / counts.sum()),
+            float(counts[3:].sum() / counts.sum()),
+            int(counts.nonzero()[0].max()),
+        )
+
+
+@dataclass(frozen=True)
+class OutputDifference:
+    """How far the crops of two pipelines are apart, in levels of 255.
+
+    Attributes:
+        filter: That the crops were resized with, and by what.
+        images: How many crops, of as many images.
+        mean: Absolute difference of a value.
+        equal: Share of values without one.
+        beyond_two: Share of values that differ by more than two levels.
+        largest: Difference of any value.
+    """
+
+    filter: str
+    images: int
+    mean: float
+    equal: float
+    beyond_two: float
+    largest: int
+
+    def __str__(self) -> str:
+        return (
+            f'same crops of {self.images} images by A and B ({self.filter}): '
+            f'mean difference {self.mean:.3f} of 255 levels; '
+            f'{self.equal:.2%} of values equal, {self.beyond_two:.4%} more '
+            f'than 2 levels apart, at most {self.largest}'
+        )
+
+
+def step_rate(text: str) -> float:
+    """Images a second that a training step takes.
+
+    Args:
+        text: The number, or a file that ``benchmark_step.py --json`` wrote,
+            whose first config counts.
+
+    Raises:
+        LaunchError: It is neither.
+    """
+    try:
+        rate = float(text)
+    except ValueError:
+        try:
+            report = json.loads(Path(text).read_text(encoding='utf-8'))
+            rate = float(report['results'][0]['images_per_second'])
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise LaunchError(
+                f'--step: {text} is neither a number (images/s of a step, in '
+                'one process) nor a file that benchmark_step.py --json wrote: '
+                f'{error}'
+            ) from None
+    if not 0 < rate < float('inf'):
+        raise LaunchError(f'--step: {rate} images/s; expected more than 0')
+    return rate
+
+
+def share_waiting(step: float, worker: float, workers: int) -> float:
+    """Share of a step's time that waits for data.
+
+    Args:
+        step: Images a second that the step takes when it has them.
+        worker: Images a second that a loader worker delivers.
+        workers: How many there are, each on a core of its own; 0 where the
+            training process loads.
+    """
+    if workers:
+        return max(0.0, 1 - worker * workers / step)
+    return step / (step + worker)
+
+
+def verdict(step: float, worker: float, workers: int) -> str:
+    """Whether a run would wait for data, one line; arguments as above."""
+    share = share_waiting(step, worker, workers)
+    cure = f'. {advice(workers, share)}' if share >= THRESHOLD else ''
+    return (
+        f'a step takes {step:.1f} images/s, and {workers} worker(s) deliver '
+        f'{max(workers, 1) * worker:.1f}: training would wait for data '
+        f'{share:.0%} of the time{cure}'
+    )
 
 
 def count_images(batch: dict | torch.Tensor) -> int:

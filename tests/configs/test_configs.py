@@ -73,6 +73,7 @@ def test_what_all_share(name):
     skips = training_pipeline(cfg)[0].get('on_error') == 'skip'
     assert ('ropim_mm.SkippedImagesHook' in hooks) is skips
     assert ('custom' in name) is skips
+    assert cfg.default_hooks.data_wait.type == 'ropim_mm.DataWaitHook'
     by_epoch = cfg.train_cfg.get('by_epoch', True)
     checkpoint = cfg.default_hooks.checkpoint
     assert checkpoint.get('by_epoch', True) is by_epoch

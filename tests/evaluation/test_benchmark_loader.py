@@ -1,3 +1,5 @@
+import io
+import json
 import time
 
 import numpy as np
@@ -15,6 +17,9 @@ from ropim_mm.evaluation.benchmark_loader import (
     compare,
     count_images,
     images_per_second,
+    share_waiting,
+    step_rate,
+    verdict,
 )
 
 
@@ -95,6 +100,89 @@ def test_torchvision_reference_needs_a_crop(config, options):
     del options['train_dataloader.dataset.pipeline.1.scale']
     with pytest.raises(LaunchError, match='needs a RandomResizedCrop'):
         build_loader(LoaderSpec(config, options, reference=True))
+
+
+def photo(seed, size=(120, 90)):
+    """Smooth colours and noise, a JPEG."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8))
+    smooth = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC))
+    noise = rng.integers(-20, 20, smooth.shape)
+    buffer = io.BytesIO()
+    Image.fromarray((smooth + noise).clip(0, 255).astype(np.uint8)).save(
+        buffer, 'JPEG'
+    )
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize('backend', ['torch', 'pillow'])
+def test_difference_from_torchvision(config, options, tmp_path, backend):
+    for i in range(8):
+        (tmp_path / 'train' / f'{i}.png').unlink()
+        (tmp_path / 'train' / f'{i}.jpg').write_bytes(photo(i))
+    options['train_dataloader.dataset.pipeline.1.backend'] = backend
+    spec = LoaderSpec(config, options, 0, batch_size=4, reference=True)
+    np.random.seed(5)
+    expected = np.random.rand(2)
+    np.random.seed(5)
+    first = np.random.rand()
+    found = build_loader(spec).dataset.difference(6)
+    assert [first, np.random.rand()] == expected.tolist()
+    assert found.images == 6
+    assert found.filter == f'bilinear, by {backend} and by Pillow'
+    if backend == 'pillow':
+        assert (found.mean, found.equal, found.largest) == (0, 1, 0)
+    else:
+        assert 0 < found.mean < 0.1
+        assert 0.9 < found.equal < 1
+        assert found.beyond_two < 0.001
+    assert (
+        f'same crops of 6 images by A and B ({found.filter}): mean difference '
+        f'{found.mean:.3f} of 255 levels; {found.equal:.2%} of values equal'
+    ) in str(found)
+
+
+def test_difference_of_another_filter_is_seen(config, options, tmp_path):
+    for i in range(8):
+        (tmp_path / 'train' / f'{i}.jpg').write_bytes(photo(i))
+        (tmp_path / 'train' / f'{i}.png').unlink()
+    spec = LoaderSpec(config, options, 0, reference=True)
+    dataset = build_loader(spec).dataset
+    dataset.steps.transforms[-1].interpolation = 'bicubic'
+    found = dataset.difference()
+    assert found.images == 8
+    assert found.mean > 0.3
+    assert found.equal < 0.8
+    assert found.largest > 2
+
+
+@pytest.mark.parametrize(
+    ('step', 'worker', 'workers', 'share'),
+    [(100, 50, 2, 0), (100, 90, 4, 0), (100, 30, 2, 0.4), (100, 300, 0, 0.25)],
+)
+def test_share_of_waiting(step, worker, workers, share):
+    assert share_waiting(step, worker, workers) == pytest.approx(share)
+    line = verdict(step, worker, workers)
+    delivered = f'{max(1, workers) * worker:.1f}'
+    assert line.startswith(
+        f'a step takes 100.0 images/s, and {workers} worker(s) deliver '
+        f'{delivered}: training would wait for data {share:.0%} of the time'
+    )
+    assert ('num_workers' in line) is (share > 0)
+
+
+def test_rate_of_a_step(tmp_path):
+    assert step_rate('12.5') == 12.5
+    report = tmp_path / 'step.json'
+    report.write_text(json.dumps(dict(results=[dict(images_per_second=7)])))
+    assert step_rate(str(report)) == 7
+    report.write_text('{"results": []}')
+    for text in (str(report), str(tmp_path / 'none'), 'fast'):
+        with pytest.raises(LaunchError, match='neither a number .images/s'):
+            step_rate(text)
+    for text in ('0', '-3', 'inf', 'nan'):
+        with pytest.raises(LaunchError, match='expected more than 0'):
+            step_rate(text)
 
 
 def test_missing_folder(config, tmp_path):

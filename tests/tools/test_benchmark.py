@@ -136,6 +136,37 @@ def test_loader_of_a_config_against_itself(call, configs, tmp_path):
         assert line in output
 
 
+def test_loader_against_torchvision_and_a_step(call, images, tmp_path):
+    config, result = tmp_path / 'ropim.py', tmp_path / 'loader.json'
+    config.write_text(tiny_models.config_text('ropim', images))
+    output = call(
+        'analysis_tools/benchmark_loader.py',
+        config,
+        '--vs',
+        'torchvision',
+        '--batches',
+        2,
+        '--rounds',
+        1,
+        '--step',
+        1e6,
+        '--json',
+        result,
+    )
+    report = json.loads(result.read_text())
+    assert f'JPEGs in ropim_mm.LoadImage by {report["decoder"]}' in output
+    difference = report['difference']
+    assert difference['images'] == 16
+    assert 0 <= difference['mean'] < 0.5
+    crops = f'same crops of 16 images by A and B ({difference["filter"]}): '
+    mean = f'mean difference {difference["mean"]:.3f} of 255 levels'
+    assert crops + mean in output
+    assert 0.9 < report['share_waiting'] < 1
+    share = f'{report["share_waiting"]:.0%}'
+    assert 'A: a step takes 1000000.0 images/s, and ' in output
+    assert f'training would wait for data {share} of the time. ' in output
+
+
 def test_loader_with_and_without_regions(call, images, tmp_path):
     config, result = tmp_path / 'rmae.py', tmp_path / 'loader.json'
     config.write_text(tiny_models.config_text('rmae', images))
@@ -167,3 +198,22 @@ def test_loader_without_data(call, configs, tmp_path):
     )
     assert f'{tmp_path}/none not found' in output
     assert 'Traceback' not in output
+
+
+def test_cost_of_a_schedule(call, configs):
+    output = call(
+        'analysis_tools/estimate_cost.py',
+        configs['pretrain'],
+        *('--gpus', 2, 16, '--images', 800, '--fsdp', '--tflops', 1.5),
+    )
+    assert 'FSDP, assumed: 1.5 TFLOP/s a GPU in training, 150 GB/s' in output
+    assert '200 steps of 8 images' in output  # 2 epochs
+    rows = [line for line in output.splitlines() if line.startswith('| ')]
+    assert [row.split()[1] for row in rows[2:]] == ['2', '16']
+    refused = call(
+        'analysis_tools/estimate_cost.py',
+        configs['pretrain'],
+        *('--tflops', 0),
+        status=2,
+    )
+    assert '--tflops is 0.0; expected > 0' in refused

@@ -3,22 +3,28 @@
 With --vs two loaders have their turns one after the other, each with workers
 of its own, and the ratio is printed pair by pair; with --vs-cfg-options alone
 a config's loader and a variant of it, for instance without regions. Two views
-of one image count as one. The first round also reads
-the files into memory where they fit.
+of one image count as one. The first round also reads the files into memory
+where they fit. Against torchvision, how far the same crops are apart is
+printed, too. With --step the last line says whether training would wait.
 """
 
 import argparse
+from dataclasses import asdict
 from statistics import median
 
 from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 
+from ropim_mm.datasets.jpeg import decoder_name
 from ropim_mm.engine import launch
 from ropim_mm.evaluation.benchmark_loader import (
     TORCHVISION,
     LoaderSpec,
     build_loader,
     compare,
+    share_waiting,
+    step_rate,
+    verdict,
 )
 from ropim_mm.evaluation.benchmark_machine import device_name, usable_cores
 from ropim_mm.evaluation.command_line import natural, positive, write_json
@@ -60,6 +66,13 @@ def parse_args() -> argparse.Namespace:
         metavar='N',
         help='images a batch; default: that of the config',
     )
+    parser.add_argument(
+        '--step',
+        metavar='RATE',
+        help='say whether a step of so many images/s in one process (or of '
+        'the first config in a file by benchmark_step.py --json) would wait '
+        "for A's loader with the workers of the config",
+    )
     parser.add_argument('--json', metavar='FILE', help='write the results')
     parser.add_argument(
         '--cfg-options',
@@ -83,6 +96,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def measure(args: argparse.Namespace) -> dict:
+    step = step_rate(args.step) if args.step else None
     names = [args.config] + ([args.vs] if args.vs else [])
     shared = args.cfg_options or {}
     loaders = [
@@ -105,11 +119,13 @@ def measure(args: argparse.Namespace) -> dict:
         processor=device_name(),
         cores=usable_cores(),
         workers=args.workers,
+        decoder=decoder_name(),
         results=[],
     )
     print(
         f'{report["processor"]}, {report["cores"]} core(s), '
-        f'{args.workers} worker process(es)'
+        f'{args.workers} worker process(es); JPEGs in ropim_mm.LoadImage by '
+        f'{report["decoder"]}'
     )
     for letter, name, loader in zip('AB', names, loaders, strict=False):
         print(
@@ -140,6 +156,16 @@ def measure(args: argparse.Namespace) -> dict:
             f'images/s of A / images/s of B, pair by pair: {pairs}; median '
             f'{median(report["ratios"]):.3f}'
         )
+    if args.vs == TORCHVISION:
+        difference = loaders[1].dataset.difference()
+        report['difference'] = asdict(difference)
+        print(difference)
+    if step:
+        cfg = launch.load_config(args.config, dict(shared))
+        workers = cfg.train_dataloader.get('num_workers', 0)
+        each = report['results'][0]['images_per_second_per_worker']
+        report['share_waiting'] = share_waiting(step, each, workers)
+        print(f'A: {verdict(step, each, workers)}')
     return report
 
 

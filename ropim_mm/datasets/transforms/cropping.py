@@ -26,11 +26,12 @@ class RandomResizedCrop(PretrainRandomResizedCrop):
 
     With ``backend='torch'`` a crop is resampled by PyTorch's kernel for
     bytes: Pillow's filters, which are antialiasing, in a fraction of its
-    time. Of the results on photographs, 97 in 100 are equal to Pillow's and
-    nearly all others differ by one level. Both round to bytes between the
-    two axes; PyTorch has rows first, Pillow where that is less work columns,
-    so that more than two levels lie between them at some sharp edges (2 values
-    in 100,000).
+    time. Of the values that crops of photographs become, 97 in 100 are equal
+    to Pillow's and nearly all others differ by one level. Both round to bytes
+    between the two axes; PyTorch resamples along rows first, Pillow along
+    columns where that is less work. So some sharp edges are more than two
+    levels apart, 6 to 15 values in 100,000 (``benchmark_loader.py --vs
+    torchvision`` counts them).
 
     With MMPretrain's own backends, the results are MMPretrain's. There
     ``ropim_mm.LoadImage`` may give a view of a decoded image with the
