@@ -42,6 +42,7 @@ from .sharding import (
     ShardedState,
     ShardedStateHook,
     Strategy,
+    check_optimizer,
     compile_units,
     read_strategy,
     shard_model,
@@ -387,8 +388,9 @@ class PortableRunner(Runner):
         """Build the optimizer, of a model that is split if it shall be.
 
         Raises:
-            InputError: The strategy is 'fsdp' and the optimizer's wrapper is
-                not ours, whose norms of gradients are those of one process.
+            InputError: The strategy is 'fsdp', and the optimizer must see
+                whole parameters, or its wrapper is not ours (others log a
+                norm of the gradients of one process).
         """
         split = self.distributed and self.strategy.type == 'fsdp'
         if split and self._sharded is None:
@@ -409,6 +411,8 @@ class PortableRunner(Runner):
                 "strategy='fsdp' needs ropim_mm.AutocastOptimWrapper (with "
                 "dtype='float32' if autocasting is not wanted)"
             )
+        if split:
+            check_optimizer(wrapper.optimizer)
         return wrapper
 
     def _init_model_weights(self) -> None:

@@ -54,6 +54,21 @@ CHECKPOINTS = ('whole', 'sharded')
 MIN_SHARE = 1 / 200
 
 
+# Optimizers that treat each number of a parameter alone. Others (LARS, LBFGS,
+# Muon) need norms or matrices, and would silently use those of a few rows.
+ELEMENTWISE = (
+    'Adadelta',
+    'Adagrad',
+    'Adam',
+    'AdamW',
+    'Adamax',
+    'NAdam',
+    'RAdam',
+    'RMSprop',
+    'SGD',
+)
+
+
 @dataclass(frozen=True)
 class Strategy:
     """How the model lies on the processes.
@@ -121,6 +136,22 @@ def read_strategy(cfg: Config | Mapping) -> Strategy:
                 "='fsdp' splits it. Remove the hook, or use strategy='ddp'"
             )
     return strategy
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse an optimizer that must see whole parameters.
+
+    Raises:
+        InputError: It is none of PyTorch's that :data:`ELEMENTWISE` lists.
+    """
+    kind = type(optimizer)
+    if kind not in [getattr(torch.optim, name) for name in ELEMENTWISE]:
+        raise InputError(
+            f"optim_wrapper.optimizer.type is {kind.__name__}: strategy='fsdp'"
+            ' splits parameters, so it needs one that treats each number '
+            f"alone, one of PyTorch's {', '.join(ELEMENTWISE)}. Use one of "
+            "them, or strategy='ddp'"
+        )
 
 
 def shard_units(model: nn.Module) -> list[nn.Module]:

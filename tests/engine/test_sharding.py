@@ -15,7 +15,12 @@ from torch import nn
 
 from ropim_mm.checkpoints.shards import is_sharded, read_shards
 from ropim_mm.engine.momentum import cosine_momentum
-from ropim_mm.engine.sharding import Strategy, read_strategy, shard_units
+from ropim_mm.engine.sharding import (
+    Strategy,
+    check_optimizer,
+    read_strategy,
+    shard_units,
+)
 from ropim_mm.errors import InputError
 from ropim_mm.registry import MODELS
 from tiny_models import METHODS, model_config
@@ -100,6 +105,16 @@ def test_what_is_no_unit():
     assert shard_units(nn.Sequential(lone, small, nn.Linear(50, 50))) == []
 
 
+@pytest.mark.parametrize('name, fits', [('AdamW', True), ('LBFGS', False)])
+def test_optimizers(name, fits):
+    optimizer = getattr(torch.optim, name)(nn.Linear(1, 1).parameters())
+    if fits:
+        check_optimizer(optimizer)
+        return
+    with pytest.raises(InputError, match="type is LBFGS: strategy='fsdp'"):
+        check_optimizer(optimizer)
+
+
 def free_port():
     with socket.socket() as listener:
         listener.bind(('127.0.0.1', 0))
@@ -159,6 +174,8 @@ def norms(folder):
         ('fsdp', 'turns'),
         ('fsdp', 'ddp'),
         ('parts', 'fsdp'),
+        # Blocks compiled, and their activations computed again.
+        ('fsdp variants', 'fsdp'),
         # The second epoch only, from a checkpoint of the other strategy.
         ('fsdp resumed', 'ddp'),
         ('ddp resumed', 'fsdp'),
@@ -215,6 +232,16 @@ def test_parameters_move_far_more_than_the_tolerance(runs):
             if first[name].is_floating_point() and 'running' not in name
         )
         assert moved > 20 * WEIGHTS, method
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('rank', [0, 1])
+def test_windows_of_a_split_encoder(runs, rank):
+    found = json.loads((runs / f'windows{rank}.json').read_text())
+    assert found['difference'] < 1e-6
+    assert found['gradients'] < 1e-6 < 1e-3 < found['scale']
+    # Blocks are taken apart as soon as they ran.
+    assert found['open'] == [0, 0]
 
 
 @pytest.mark.slow

@@ -22,10 +22,12 @@ from mmengine.dataset import default_collate  # noqa: E402
 from mmengine.hooks import Hook  # noqa: E402
 from mmengine.registry import DefaultScope  # noqa: E402
 from mmpretrain.structures import DataSample  # noqa: E402
+from torch.distributed.tensor import DTensor  # noqa: E402
 
 from ropim_mm.engine import PortableRunner  # noqa: E402
 from ropim_mm.engine.distributed import init_process_group  # noqa: E402
-from tiny_models import METHODS, REGIONS, model_config  # noqa: E402
+from ropim_mm.engine.sharding import shard_model  # noqa: E402
+from tiny_models import METHODS, REGIONS, encoder, model_config  # noqa: E402
 
 IMAGES, BATCH, EPOCHS, TOKENS, SIDE = 12, 4, 2, 16, 32
 # What a process of two gets of a batch, as one process would take it in turn.
@@ -94,11 +96,13 @@ def train(
     still: bool = False,
     launcher: str = 'none',
     resume: Path | None = None,
+    compiled: bool = False,
+    with_cp: bool = False,
 ) -> PortableRunner:
     """Train a tiny model and leave its checkpoints and norms in ``folder``."""
     DefaultScope._instance_dict.clear()
     model = model_config(method)
-    model['backbone']['drop_path_rate'] = 0.0
+    model['backbone'].update(drop_path_rate=0.0, with_cp=with_cp)
     samples = dataset(method)
     schedule = dict(type='CosineAnnealingLR', by_epoch=True, end=EPOCHS)
     record = Record(still)
@@ -140,7 +144,9 @@ def train(
         randomness=dict(seed=0, diff_rank_seed=True),
         default_scope='mmpretrain',
         log_level='ERROR',
-        cfg=ConfigDict(strategy=strategy),
+        cfg=ConfigDict(
+            strategy=strategy, compile=compiled and dict(backend='eager')
+        ),
     )
     runner.train()
     if runner.rank == 0:
@@ -181,6 +187,14 @@ def two(folder: Path) -> None:
             launcher='pytorch',
             still=method == 'conmim',
         )
+        train(
+            method,
+            folder / 'fsdp variants' / method,
+            strategy='fsdp',
+            compiled=True,
+            with_cp=True,
+            **share,
+        )
         for name, source, strategy in (
             ('fsdp resumed', 'ddp', 'fsdp'),
             ('parts resumed', 'parts', sharded),
@@ -193,8 +207,57 @@ def two(folder: Path) -> None:
                 resume=folder / source / method / 'epoch_1.pth',
                 **share,
             )
+    (folder / f'windows{dist.get_rank()}.json').write_text(
+        json.dumps(windows())
+    )
     dist.barrier()
     dist.destroy_process_group()
+
+
+def windows() -> dict:
+    """An encoder as detection uses it, split, against itself.
+
+    Returns:
+        dict: ``difference`` of features and ``gradients`` (the largest), and
+        how many blocks were ``open`` after each of forward and backward.
+    """
+    options = dict(
+        img_size=64, window_size=2, global_blocks=(1,), out_type='featmap'
+    )
+    torch.manual_seed(0)
+    whole = encoder('rmae', **options)
+    torch.manual_seed(0)
+    split = encoder('rmae', **options)
+    shard_model(split)
+    images = torch.randn(1, 3, 64, 64)
+    opened = []
+    features = []
+    for model in (whole, split):
+        features.append(model(images)[-1])
+        if model is split:
+            opened.append(count_open(model))
+        features[-1].pow(3).mean().backward()
+    opened.append(count_open(split))
+    gradients = [
+        (a.grad - b.grad.full_tensor()).abs().max().item()
+        for a, b in zip(whole.parameters(), split.parameters(), strict=True)
+        if a.grad is not None
+    ]
+    first = whole.layers[0]
+    return dict(
+        difference=(features[0] - features[1]).abs().max().item(),
+        gradients=max(gradients),
+        scale=max(p.grad.abs().max().item() for p in first.parameters()),
+        open=opened,
+    )
+
+
+def count_open(model: torch.nn.Module) -> int:
+    """Blocks whose parameters are together."""
+    return sum(
+        not isinstance(next(block.parameters()), DTensor)
+        for block in model.layers
+    )
 
 
 if __name__ == '__main__':

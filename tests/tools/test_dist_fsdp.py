@@ -1,4 +1,4 @@
-"""``strategy=fsdp``, accumulation and two machines, by the command lines."""
+"""``strategy=fsdp`` and two machines, by the command lines."""
 
 import os
 import socket
@@ -61,23 +61,6 @@ def test_parts_are_merged_and_load_everywhere(
     assert 'numbers, from 2 parts' in output
     assert_close(weights(plain), weights(pretrained[1] / 'epoch_2.pth'))
 
-    output = call(
-        'model_converters/merge_shards.py',
-        sharded / 'epoch_2.pth',
-        plain,
-        status=1,
-    )
-    assert 'plain.pth exists already' in output
-    call(
-        'model_converters/merge_shards.py',
-        sharded / 'epoch_2.pth',
-        plain,
-        '--no-optimizer',
-        '--force',
-    )
-    content = torch.load(plain, weights_only=False)
-    assert 'optimizer' not in content and 'shards' not in content
-
     encoder = tmp_path / 'encoder.pth'
     call('model_converters/extract_backbone.py', plain, encoder)
     # Fine-tuning: pretrained weights are read before the model is split, and
@@ -100,22 +83,16 @@ def test_parts_are_merged_and_load_everywhere(
     call('test.py', configs['finetune'], work / 'epoch_1.pth')
 
 
-@pytest.mark.parametrize('strategy', ['ddp', 'fsdp', 'one process'])
-def test_resumed_from_parts(
-    call, configs, pretrained, sharded, strategy, tmp_path
+def test_one_process_goes_on_from_parts(
+    call, configs, pretrained, sharded, tmp_path
 ):
-    options = [*HALF, f'strategy={strategy}']
-    tool = ['dist_train.sh', configs['pretrain'], 2]
-    if strategy == 'one process':
-        tool, options = ['train.py', configs['pretrain']], HALF[1:]
     call(
-        *tool,
+        'train.py',
+        configs['pretrain'],
         '--work-dir',
         tmp_path,
         '--resume',
         sharded / 'epoch_1.pth',
-        '--cfg-options',
-        *options,
     )
     assert_close(
         weights(tmp_path / 'epoch_2.pth'),
@@ -138,32 +115,6 @@ def test_resume_auto_finds_parts(call, configs, sharded):
     )
     assert 'resumed epoch: 2, iter: 8' in output
     assert (sharded / 'epoch_3.pth' / 'rank1.pth').is_file()
-
-
-def test_accumulation_equals_the_whole_batch(
-    call, configs, pretrained, history, tmp_path
-):
-    call(
-        'train.py',
-        configs['pretrain'],
-        '--work-dir',
-        tmp_path,
-        '--cfg-options',
-        'train_dataloader.batch_size=2',
-        'optim_wrapper.accumulative_counts=2',
-        # Counts steps, of which there are twice as many.
-        'param_scheduler.0.end=16',
-    )
-    one = history(pretrained[1], 'grad_norm')
-    two = history(tmp_path, 'grad_norm')
-    rates = history(tmp_path, 'lr'), history(pretrained[1], 'lr')
-    for step in range(1, 9):
-        assert two[2 * step] == pytest.approx(one[step], rel=1e-5)
-        assert rates[0][2 * step] == pytest.approx(rates[1][step], rel=1e-6)
-    assert_close(
-        weights(tmp_path / 'epoch_2.pth'),
-        weights(pretrained[1] / 'epoch_2.pth'),
-    )
 
 
 def test_one_process_cannot_be_split(call, configs):
