@@ -300,7 +300,7 @@ def convert(
         raise InputError(
             f"on_error is {on_error!r}; expected 'raise' or 'skip'"
         )
-    converter, source, names = _prepare(kind, images, out, settings, shard)
+    converter, source, names = prepare(kind, images, out, settings, shard)
     start = time.perf_counter()
     report = Report(total=len(names))
     with _own_shard(out, shard) as aside:
@@ -318,7 +318,7 @@ def convert(
         todo = [name for name in names if name not in skip]
         maker = _Maker(source, os.fspath(out), converter, aside)
         with (
-            _Bar(len(names), report.present, progress) as bar,
+            Bar(len(names), report.present, progress) as bar,
             closing(_work(maker, todo, workers, kind.BATCH)) as results,
         ):
             for name, error, written, raw in results:
@@ -359,7 +359,7 @@ def verify(
     Raises:
         InputError: The images, the folder or an argument do not fit.
     """
-    converter, source, names = _prepare(kind, images, out, settings, shard)
+    converter, source, names = prepare(kind, images, out, settings, shard)
     start = time.perf_counter()
     present = _present(out, converter, names)
     report = _verify(source, out, converter, present, workers, progress)
@@ -374,13 +374,23 @@ def verify(
     return report
 
 
-def _prepare(
+def prepare(
     kind: type[Converter],
     images: str | os.PathLike,
     out: str | os.PathLike,
-    settings: Settings | None,
-    shard: tuple[int, int],
+    settings: Settings | None = None,
+    shard: tuple[int, int] = (0, 1),
 ) -> tuple[Converter, ImageSource, list[str]]:
+    """Check the arguments of a run, and list its images.
+
+    Arguments as of :func:`convert`. Nothing is written.
+
+    Returns:
+        The converter, the images and the names of those of the shard.
+
+    Raises:
+        InputError: The images, the folder or an argument do not fit.
+    """
     index, count = shard
     if not 0 <= index < count:
         raise InputError(
@@ -593,7 +603,7 @@ def _verify(
     report = Report(total=len(names))
     checker = _Checker(source, os.fspath(out), converter)
     with (
-        _Bar(len(names), 0, progress) as bar,
+        Bar(len(names), 0, progress) as bar,
         closing(_work(checker, names, workers, converter.BATCH)) as results,
     ):
         for name, broken, unreadable in results:
@@ -619,7 +629,7 @@ def _unreadable(
         return {}
     found = {}
     with (
-        _Bar(len(names), 0, progress) as bar,
+        Bar(len(names), 0, progress) as bar,
         closing(_work(_Decoder(source), names, workers, batch)) as results,
     ):
         for name, error in results:
@@ -772,7 +782,7 @@ def _run_task(names: Sequence[str]) -> list[tuple]:
     return [_TASK(name) for name in names]
 
 
-class _Bar:
+class Bar:
     """tqdm's bar on a terminal; elsewhere one of its lines now and then."""
 
     def __init__(self, total: int, done: int, file: TextIO | None) -> None:
@@ -791,7 +801,7 @@ class _Bar:
     def step(self) -> None:
         self._bar.update()
 
-    def __enter__(self) -> _Bar:
+    def __enter__(self) -> Bar:
         return self
 
     def __exit__(self, *_) -> None:

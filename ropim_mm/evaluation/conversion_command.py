@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from ropim_mm.datasets.conversion import Report
 from ropim_mm.engine.launch import report_errors
@@ -23,9 +24,27 @@ def shard(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
+@contextmanager
+def reporting() -> Iterator[None]:
+    """Print errors that the user can mend, and Ctrl-C, without a traceback.
+
+    Raises:
+        SystemExit: With status 1, or 130 after Ctrl-C.
+    """
+    # Names of files may be bytes that are no text.
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors='backslashreplace')
+    try:
+        with report_errors():
+            yield
+    except KeyboardInterrupt:
+        print('stopped; the same command goes on from here', file=sys.stderr)
+        sys.exit(130)
+
+
 def add_run_arguments(
     parser: argparse.ArgumentParser, items: str, verify: str
-) -> None:
+) -> argparse._MutuallyExclusiveGroup:
     """Add what says how a run goes: workers, shard, errors, verification.
 
     Args:
@@ -33,6 +52,9 @@ def add_run_arguments(
         items: What is made, in the plural, such as 'maps'.
         verify: What ``--verify`` checks of every image, such as 'has maps
             that can be read and fit it'.
+
+    Returns:
+        The group of what is done in place of converting.
     """
     parser.add_argument(
         '--workers',
@@ -69,6 +91,7 @@ def add_run_arguments(
         action='store_true',
         help=f'check the {items} that are there, and make bad ones again',
     )
+    return mode
 
 
 def run(
@@ -95,32 +118,22 @@ def run(
         The exit status.
 
     Raises:
-        SystemExit: With status 1 after an error that the user can mend,
-            whose message is printed; with 130 after Ctrl-C.
+        SystemExit: See :func:`reporting`.
     """
-    # Names of files may be bytes that are no text.
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors='backslashreplace')
     shared = dict(workers=args.workers, shard=args.shard, progress=sys.stderr)
-    with report_errors():
+    with reporting():
         chosen = settings()
-        try:
-            if args.verify:
-                report = verify(args.images, args.out, chosen, **shared)
-            else:
-                report = convert(
-                    args.images,
-                    args.out,
-                    chosen,
-                    on_error=args.on_error,
-                    repair=args.repair,
-                    **shared,
-                )
-        except KeyboardInterrupt:
-            print(
-                'stopped; the same command goes on from here', file=sys.stderr
+        if args.verify:
+            report = verify(args.images, args.out, chosen, **shared)
+        else:
+            report = convert(
+                args.images,
+                args.out,
+                chosen,
+                on_error=args.on_error,
+                repair=args.repair,
+                **shared,
             )
-            sys.exit(130)
     _list_faults(report, items)
     if args.verify:
         return _sum_up(report, items)

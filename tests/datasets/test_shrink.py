@@ -17,6 +17,7 @@ from PIL import Image, JpegImagePlugin
 from ropim_mm.datasets.conversion import UnreadableSourceError
 from ropim_mm.datasets.shrink import (
     ShrinkSettings,
+    compare_crops,
     shrink_images,
     shrunk_shape,
     verify_shrunk,
@@ -365,24 +366,41 @@ def test_killed_at_any_moment(tmp_path, seed):
     check(images, out)
 
 
+def test_crops_are_compared_with_those_of_the_originals(images, tmp_path):
+    out = tmp_path / 'out'
+    with pytest.raises(InputError, match='no smaller images of .* yet'):
+        compare_crops(images, out, 5)
+    flat = tmp_path / 'flat'
+    flat.mkdir()
+    for value in (40, 200):
+        Image.new('RGB', (90, 60), (value,) * 3).save(flat / f'{value}.png')
+    shrink_images(flat, out, SETTINGS)
+    found = compare_crops(flat, out, 5, 32)
+    assert found.images == 2
+    assert found.mean == found.most == 0
+    assert found.psnr == float('inf')
+    brighter = Image.new('L', (36, 24), 45)
+    brighter.save(out / '40.png', 'JPEG', quality=100)
+    found = compare_crops(flat, out, 5, 32)
+    assert found.mean == pytest.approx(2.5, abs=0.01)  # 5 in one of them
+    (out / '40.png').write_bytes(b'')
+    with pytest.raises(InputError, match=r'image 40\.png of .*out: the file'):
+        compare_crops(flat, out, 5)
+
+
 def test_crops_keep_what_training_sees(shared, tmp_path):
-    """Of 224 px, from photographs and from what is left of them at 256."""
+    """Of 224 px, from photographs and from what is left of them."""
     photos = shared / 'data/imagenet-sample/train'
-    images, out = tmp_path / 'images', tmp_path / 'out'
+    images = tmp_path / 'images'
     images.mkdir()
     for path in sorted(photos.rglob('*.JPEG'))[::20]:
         (images / path.name).symlink_to(path)
-    shrink_images(images, out)
-    differences = []
-    for name in names(images):
-        crops = []
-        for folder in (images, out):
-            image = Image.open(folder / name).convert('RGB')
-            w, h = image.size
-            # The middle: a third of the area.
-            box = (0.2 * w, 0.2 * h, 0.8 * w, 0.8 * h)
-            crop = image.resize((224, 224), Image.Resampling.BICUBIC, box)
-            crops.append(np.asarray(crop, dtype=int))
-        differences.append(np.abs(crops[0] - crops[1]).mean())
-    assert len(differences) == 10
-    assert 1 < np.mean(differences) < 5  # levels of 255
+    found = []
+    for side, quality in ((160, 90), (256, 70), (256, 90), (256, 98)):
+        out = tmp_path / f'{side}-{quality}'
+        shrink_images(images, out, ShrinkSettings(side, quality))
+        found.append(compare_crops(images, out, 10))
+    means = [difference.mean for difference in found]
+    assert means == sorted(means, reverse=True)
+    assert 2 < found[2].mean < 5  # of 255
+    assert found[2].psnr > 28  # dB

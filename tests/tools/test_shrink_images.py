@@ -1,6 +1,7 @@
 """shrink_images.py from the command line, and training on its results."""
 
 import json
+import re
 import zipfile
 
 import numpy as np
@@ -35,6 +36,13 @@ def small(call, photos, tmp_path_factory):
     out = tmp_path_factory.mktemp('small') / 'out'
     call(TOOL, photos, out, '--short-side', 40, '--quality', 80)
     return out
+
+
+def test_crops_are_compared(call, photos, small):
+    text = call(TOOL, photos, small, '--compare', 5)
+    found = re.search(r'5 images, .*: mean difference ([0-9.]+) of 255', text)
+    assert 0 < float(found[1]) < 10
+    assert '5/5' in text
 
 
 def test_shards_then_verification_and_repair(call, photos, tmp_path):
