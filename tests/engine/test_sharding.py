@@ -11,14 +11,20 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import ConfigDict
+from mmengine.dataset import default_collate
+from mmengine.model import MMDistributedDataParallel
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from two_processes import dataset
 
 from ropim_mm.checkpoints.shards import is_sharded, read_shards
+from ropim_mm.engine import LayerDecayOptimWrapperConstructor
 from ropim_mm.engine.momentum import cosine_momentum
 from ropim_mm.engine.sharding import (
     Strategy,
     check_optimizer,
     read_strategy,
+    shard_model,
     shard_units,
 )
 from ropim_mm.errors import InputError
@@ -281,3 +287,68 @@ def test_each_process_wrote_half(runs):
     assert not list(folder.parent.glob('*.partial'))
     last = (folder.parent / 'last_checkpoint').read_text()
     assert Path(last) == folder
+
+
+class Syncs(TorchDispatchMode):
+    """Counts what makes the host wait for a device."""
+
+    WAITS = ('_local_scalar_dense', 'nonzero', 'masked_select', 'equal')
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in self.WAITS:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def alone():
+    """A process group of one."""
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group(
+        'gloo', store=store, rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='is for CPUs')
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('strategy', ['ddp', 'fsdp'])
+def test_no_step_waits_for_the_device(alone, method, strategy):
+    model = MODELS.build(model_config(method))
+    if strategy == 'fsdp':
+        shard_model(model)
+        wrapped = model
+    else:
+        wrapped = MMDistributedDataParallel(model, broadcast_buffers=False)
+    wrapper = LayerDecayOptimWrapperConstructor(
+        dict(
+            optimizer=dict(type='AdamW', lr=1e-3, fused=True),
+            clip_grad=dict(max_norm=1.0),
+            accumulative_counts=2,
+        )
+    )(wrapped)
+    wrapper.initialize_count_status(wrapped, 0, 100)
+    batch = default_collate(dataset(method)[:4])
+    for sample in batch['data_samples']:
+        # Given decisions are checked number by number; drawn ones are not.
+        for name in set(sample.keys()) - {'regions'}:
+            del sample[name]
+
+    def step():
+        for _ in range(2):
+            wrapped.train_step(batch, wrapper)
+        if method == 'conmim':
+            model.update_momentum_copy(0.9)
+
+    step()  # the first makes the states and fetches its own norm
+    with Syncs() as syncs:
+        step()
+        assert syncs.found == []
+        torch.ones(1).item()
+        assert syncs.found == ['_local_scalar_dense']
