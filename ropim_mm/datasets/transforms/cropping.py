@@ -113,24 +113,25 @@ def resample(
         interpolation: ``'bilinear'`` or ``'bicubic'``.
 
     Returns:
-        uint8, (height, width) or (height, width, C). In memory each channel
-        lies by itself, as a batch wants them.
+        uint8, (height, width) or (height, width, C), in one piece.
     """
     backwards = image.ndim == 3 and image.strides[2] < 0
     if backwards:
         image = image[..., ::-1]
     if min(image.strides) < 0 or not image.flags.writeable:
         image = image.copy()  # PyTorch takes neither
-    planes = torch.from_numpy(image.reshape(*image.shape[:2], -1))
+    pixels = torch.from_numpy(image.reshape(*image.shape[:2], -1))
+    # The batch comes first: so PyTorch sees that colours lie side by side,
+    # and leaves them there.
     small = torch.nn.functional.interpolate(
-        planes.permute(2, 0, 1)[None],
+        pixels[None].permute(0, 3, 1, 2),
         size=tuple(shape),
         mode=interpolation,
         antialias=True,
-    )[0]
+    )[0].permute(1, 2, 0)
     if backwards:
-        small = small.flip(0)
-    small = small.permute(1, 2, 0).numpy()
+        small = small.flip(2)
+    small = small.contiguous().numpy()
     return small[..., 0] if image.ndim == 2 else small
 
 

@@ -65,13 +65,15 @@ def _for_colours(image: np.ndarray) -> np.ndarray:
     if image.ndim != 3 or image.shape[2] != 3:
         return image.copy()
     # OpenCV shuffles bytes many at a time, numpy one by one.
-    planes = [np.ascontiguousarray(image[..., c]) for c in (2, 1, 0)]
-    return cv2.merge(planes)[..., ::-1]
+    return _reversed(image)[..., ::-1]
 
 
 def _for_a_batch(image: np.ndarray) -> np.ndarray:
-    """The same values, each channel by itself in memory."""
-    if image.ndim != 3 or image.shape[2] != 3 or image.strides[2] >= 0:
+    """The same values, colours side by side in memory."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.strides[2] > 0:
         return image
-    planes = cv2.split(np.ascontiguousarray(image[..., ::-1]))
-    return np.stack(planes[::-1]).transpose(1, 2, 0)
+    return _reversed(image[..., ::-1])
+
+
+def _reversed(image: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_BGR2RGB)
