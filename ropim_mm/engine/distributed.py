@@ -396,10 +396,8 @@ class PortableRunner(Runner):
         if split and self._sharded is None:
             # Random weights and pretrained ones are those of a whole model.
             self._init_model_weights()
-            shard_model(self.model)
-            self._sharded = ShardedState(
-                self.model, self.strategy.checkpoints == 'sharded'
-            )
+            shard_model(self.model, self.strategy.shard_over)
+            self._sharded = ShardedState(self.model, self.strategy)
             self.register_hook(ShardedStateHook(self._sharded))
         wrapper = super().build_optim_wrapper(optim_wrapper)
         if isinstance(wrapper, AutocastOptimWrapper):
@@ -529,7 +527,7 @@ class PortableRunner(Runner):
                 *arguments,
                 **kwargs,
             )
-        else:
+        elif self.rank < self._sharded.parts:
             part = self._sharded.own_part()
             write_atomically(
                 shard_file(aside, self.rank), partial(torch.save, part)
@@ -537,7 +535,7 @@ class PortableRunner(Runner):
         self._sharded.forget()
         dist.barrier()
         if self.rank == 0:
-            _complete(aside, folder, self.world_size)
+            _complete(aside, folder, self._sharded.parts)
         dist.barrier()
 
     def load_checkpoint(

@@ -77,10 +77,14 @@ class Strategy:
         type: 'ddp': each process has all of it; 'fsdp': its rows.
         checkpoints: With 'fsdp', 'whole': one plain file; 'sharded': a folder
             to which each process writes its rows, without gathering them.
+        shard_over: With 'fsdp', over how many neighbouring processes one copy
+            of the model is split, for instance those of a machine; copies
+            exchange gradients as in data-parallel training. None: all.
     """
 
     type: str = 'ddp'
     checkpoints: str = 'whole'
+    shard_over: int | None = None
 
 
 def read_strategy(cfg: Config | Mapping) -> Strategy:
@@ -101,7 +105,7 @@ def read_strategy(cfg: Config | Mapping) -> Strategy:
     if unknown:
         raise InputError(
             f'strategy has unknown field(s) {", ".join(unknown)}: expected '
-            f'{" and ".join(known)}'
+            f'{", ".join(known)}'
         )
     strategy = Strategy(**given)
     for name, values in (('type', TYPES), ('checkpoints', CHECKPOINTS)):
@@ -111,7 +115,18 @@ def read_strategy(cfg: Config | Mapping) -> Strategy:
                 f'strategy.{name} is {found!r}: expected one of '
                 f'{", ".join(map(repr, values))}'
             )
+    over = strategy.shard_over
+    if over is not None and (not isinstance(over, int) or over < 1):
+        raise InputError(
+            f'strategy.shard_over is {over!r}: expected a number of processes'
+        )
     if strategy.type == 'ddp':
+        if over is not None:
+            raise InputError(
+                "strategy.shard_over is set, but strategy.type is 'ddp', where"
+                ' each process has the whole model: set strategy.type to '
+                "'fsdp', or leave shard_over out"
+            )
         if strategy.checkpoints != 'whole':
             raise InputError(
                 "strategy.checkpoints is 'sharded', but strategy.type is "
@@ -172,14 +187,33 @@ def shard_units(model: nn.Module) -> list[nn.Module]:
     return units
 
 
-def shard_model(model: nn.Module) -> None:
-    """Split the parameters of ``model`` over all processes, in place.
+def shard_model(model: nn.Module, shard_over: int | None = None) -> None:
+    """Split the parameters of ``model`` over processes, in place.
 
     Args:
         model: Whole, equal on all processes, on the device of training.
+        shard_over: See :class:`Strategy`.
+
+    Raises:
+        InputError: The number of processes is no multiple of ``shard_over``.
     """
     device = next(model.parameters()).device
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    processes = dist.get_world_size()
+    over = shard_over or processes
+    if processes % over:
+        raise InputError(
+            f'strategy.shard_over is {over}, but there are {processes} '
+            'processes: expected a number that divides them, such as the '
+            'number of GPUs of a machine'
+        )
+    if over == processes:
+        mesh = init_device_mesh(device.type, (processes,))
+    else:
+        mesh = init_device_mesh(
+            device.type,
+            (processes // over, over),
+            mesh_dim_names=('copies', 'rows'),
+        )
     for unit in shard_units(model):
         fully_shard(unit, mesh=mesh, reshard_after_forward=True)
         # Another way into our blocks: with windows, as detection does.
@@ -236,12 +270,18 @@ class ShardedState:
 
     Args:
         model: After :func:`shard_model`.
-        sharded: Whether each process writes its own rows.
+        strategy: How it was split and is to be written.
+
+    Attributes:
+        sharded: Whether processes write their own rows.
+        parts: How many of them hold one copy of the model: the first ones,
+            which write.
     """
 
-    def __init__(self, model: nn.Module, sharded: bool) -> None:
+    def __init__(self, model: nn.Module, strategy: Strategy) -> None:
         self.model = model
-        self.sharded = sharded
+        self.sharded = strategy.checkpoints == 'sharded'
+        self.parts = strategy.shard_over or dist.get_world_size()
         self._state: dict = {}
         self._moments: dict = {}
         self._iter = 0
@@ -283,7 +323,7 @@ class ShardedState:
         return {
             KEY: dict(
                 rank=dist.get_rank(),
-                world_size=dist.get_world_size(),
+                world_size=self.parts,
                 iter=self._iter,
                 state_dict=self._state,
                 optimizer=self._moments,

@@ -63,11 +63,19 @@ class TestStrategy:
             ),
             (
                 dict(strategy=dict(type='fsdp', offload=True)),
-                'unknown field(s) offload: expected type and checkpoints',
+                'unknown field(s) offload: expected type, checkpoints, shard_',
             ),
             (
                 dict(strategy=dict(checkpoints='sharded')),
                 "but strategy.type is 'ddp'",
+            ),
+            (
+                dict(strategy=dict(shard_over=8)),
+                "strategy.shard_over is set, but strategy.type is 'ddp'",
+            ),
+            (
+                dict(strategy=dict(type='fsdp', shard_over='8')),
+                "strategy.shard_over is '8': expected a number of processes",
             ),
             (
                 dict(strategy='fsdp', model_wrapper_cfg=dict(type='X')),
@@ -133,18 +141,15 @@ def runs(tmp_path_factory):
     if torch.cuda.is_available():
         pytest.skip('compares runs on CPUs')
     folder = tmp_path_factory.mktemp('runs')
-    for launcher, mode in (
-        ([], 'one'),
-        (
-            [
+    for mode, processes in (('one', 1), ('two', 2), ('four', 4)):
+        launcher = []
+        if processes > 1:
+            launcher = [
                 '-m',
                 'torch.distributed.run',
-                '--nproc_per_node=2',
+                f'--nproc_per_node={processes}',
                 f'--master_port={free_port()}',
-            ],
-            'two',
-        ),
-    ):
+            ]
         done = subprocess.run(
             [sys.executable, *launcher, str(SCRIPT), str(folder), mode],
             env=dict(os.environ, OMP_NUM_THREADS='1'),
@@ -189,6 +194,21 @@ def norms(folder):
     ],
 )
 def test_equal(runs, method, ours, theirs):
+    check_equal(runs, method, ours, theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('method', ['ropim', 'conmim'])
+@pytest.mark.parametrize(
+    'ours, theirs', [('copies', 'whole'), ('copies resumed', 'copies')]
+)
+def test_two_copies_in_two_parts(runs, method, ours, theirs):
+    check_equal(runs, method, ours, theirs)
+    parts = (runs / ours / method / 'epoch_2.pth').iterdir()
+    assert {part.name for part in parts} == {'rank0.pth', 'rank1.pth'}
+
+
+def check_equal(runs, method, ours, theirs):
     ours, theirs = runs / ours / method, runs / theirs / method
     found, expected = norms(ours), norms(theirs)
     assert len(expected) == 6
@@ -314,6 +334,11 @@ def alone():
     )
     yield
     torch.distributed.destroy_process_group()
+
+
+def test_copies_that_do_not_fill_the_processes(alone):
+    with pytest.raises(InputError, match='shard_over is 2, but there are 1 '):
+        shard_model(nn.Linear(1, 1), shard_over=2)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='is for CPUs')

@@ -1,7 +1,8 @@
-"""Training in one process and in two, on the same images.
+"""Training in one process and in several, on the same images.
 
     python two_processes.py FOLDER one
     torchrun --nproc_per_node=2 two_processes.py FOLDER two
+    torchrun --nproc_per_node=4 two_processes.py FOLDER four
 
 Each run of each method leaves FOLDER/RUN/METHOD with its checkpoints, and
 ``norms.json``: the norms of the gradients of its updates. Every random
@@ -214,6 +215,23 @@ def two(folder: Path) -> None:
     dist.destroy_process_group()
 
 
+def four(folder: Path) -> None:
+    """Two copies of the model, each split over two processes."""
+    init_process_group('pytorch')
+    strategy = dict(type='fsdp', checkpoints='sharded', shard_over=2)
+    share = dict(batch=1, launcher='pytorch', strategy=strategy, still=True)
+    for method in ('ropim', 'conmim'):
+        train(method, folder / 'copies' / method, **share)
+        train(
+            method,
+            folder / 'copies resumed' / method,
+            resume=folder / 'copies' / method / 'epoch_1.pth',
+            **share,
+        )
+    dist.barrier()
+    dist.destroy_process_group()
+
+
 def windows() -> dict:
     """An encoder as detection uses it, split, against itself.
 
@@ -262,4 +280,4 @@ def count_open(model: torch.nn.Module) -> int:
 
 if __name__ == '__main__':
     torch.set_num_threads(1)
-    dict(one=one, two=two)[sys.argv[2]](Path(sys.argv[1]))
+    dict(one=one, two=two, four=four)[sys.argv[2]](Path(sys.argv[1]))

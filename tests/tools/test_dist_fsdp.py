@@ -100,23 +100,6 @@ def test_one_process_goes_on_from_parts(
     )
 
 
-def test_resume_auto_finds_parts(call, configs, sharded):
-    output = call(
-        'dist_train.sh',
-        configs['pretrain'],
-        2,
-        '--work-dir',
-        sharded,
-        '--resume',
-        '--cfg-options',
-        *HALF,
-        *SHARDED,
-        'train_cfg.max_epochs=3',
-    )
-    assert 'resumed epoch: 2, iter: 8' in output
-    assert (sharded / 'epoch_3.pth' / 'rank1.pth').is_file()
-
-
 def test_one_process_cannot_be_split(call, configs):
     output = call(
         'train.py',
