@@ -71,7 +71,7 @@ class ShrinkSettings(Settings):
     """
 
     short_side: int = 256
-    quality: int = 90
+    quality: int = 85
     subsampling: str = '4:2:0'
 
     FILE: ClassVar[str] = SETTINGS_FILE
