@@ -70,6 +70,12 @@ def read_shards(folder: str | os.PathLike) -> dict:
         [part['state_dict'] for part in parts],
         f'{folder}: state_dict',
     )
+    lost = [n for n, t in checkpoint['state_dict'].items() if t is None]
+    if lost:
+        raise CheckpointError(
+            f'{folder}: no part has {", ".join(lost)}. Expected the folder as '
+            'a run wrote it.'
+        )
     optimizer = checkpoint.get('optimizer')
     if optimizer is not None:
         for index, state in optimizer['state'].items():

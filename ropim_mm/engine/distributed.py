@@ -600,6 +600,7 @@ class PortableRunner(Runner):
         MMEngine reads them to the GPU, where they double the memory of the
         model and the optimizer until the first step.
         """
+        self._resume = True  # load_checkpoint splits the moments, too
         super().resume(
             filename, resume_optimizer, resume_param_scheduler, map_location
         )

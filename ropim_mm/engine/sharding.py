@@ -145,7 +145,9 @@ def read_strategy(cfg: Config | Mapping) -> Strategy:
             'model: leave one of them out'
         )
     for hook in cfg.get('custom_hooks') or []:
-        if str(hook.get('type')).rpartition('.')[2] == 'EMAHook':
+        kind = hook.get('type') if isinstance(hook, dict) else type(hook)
+        name = getattr(kind, '__name__', str(kind))
+        if name.rpartition('.')[2] == 'EMAHook':
             raise InputError(
                 'custom_hooks has an EMAHook, which copies the model; strategy'
                 "='fsdp' splits it. Remove the hook, or use strategy='ddp'"

@@ -136,6 +136,13 @@ def test_parts_that_do_not_fit(folder, wrong, message):
         read_shards(folder)
 
 
+def test_a_tensor_that_no_part_has(folder):
+    for rank in range(3):
+        change(folder, rank, lambda c: c['shards']['state_dict'].clear())
+    with pytest.raises(CheckpointError, match='no part has a.token, a.weight'):
+        read_shards(folder)
+
+
 def test_what_is_no_sharded_checkpoint(tmp_path):
     (tmp_path / 'file.pth').write_bytes(b'x')
     for name, why in (('file.pth', 'is a file'), ('.', 'has no rank0.pth')):
