@@ -6,6 +6,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip
 TESTED := -c requirements/constraints-tested.txt
 STAMP := $(VENV)/.installed
+SHARED_OUT := -n auto --maxprocesses 8 --dist loadfile
 
 # An interpreter of a supported version; the first that fits of a few names, or
 # the one given: make venv PYTHON=/opt/python3.12/bin/python3
@@ -67,14 +68,15 @@ format: venv
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-# Tests of MMDetection are skipped where its operators cannot be compiled.
+# Tests of MMDetection are skipped where its operators cannot be compiled. Files
+# of tests share out over the cores.
 test: lint
 	@$(MAKE) --no-print-directory detection || \
 	    echo 'Tests that need the operators of MMCV are skipped.'
-	$(PY) -m pytest
+	$(PY) -m pytest $(SHARED_OUT)
 
 test-quick: venv
-	$(PY) -m pytest -m 'not slow'
+	$(PY) -m pytest $(SHARED_OUT) -m 'not slow'
 
 demo: venv
 	$(PY) demo/run.py
