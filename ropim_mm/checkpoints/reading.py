@@ -354,7 +354,9 @@ def _read_local(
     if os.path.isdir(path):
         raise CheckpointError(
             f'{path} is a folder. Expected a checkpoint file; give the path '
-            'of one inside it.'
+            'of one inside it. If it holds the parts of a split model '
+            '(rank0.pth, ...), put them together first: '
+            'tools/model_converters/merge_shards.py'
         )
     if not os.path.exists(path):
         raise MissingCheckpointError(

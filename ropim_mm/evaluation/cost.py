@@ -9,10 +9,10 @@ and b images a GPU:
 * data-parallel (DDP): gradients are summed in a ring, of which every GPU
   sends ``2 (N - 1) / N * 4 P`` bytes a step (float32). This goes on during the
   backward pass, two thirds of the computing; what takes longer is waited for;
-* split over all GPUs (FSDP, full shard, parameters gathered in bfloat16,
-  gradients summed in float32): every GPU sends
-  ``(N - 1) / N * (2 * 2 P + 4 P)`` bytes: gathered for the forward pass,
-  again for the backward pass, summed once, all of it during computing;
+* split over all GPUs (FSDP, as ``engine/sharding.py`` does it, in float32):
+  every GPU sends ``(N - 1) / N * 3 * 4 P`` bytes: parameters gathered for the
+  forward pass and again for the backward pass, gradients summed once, all of
+  it during computing;
 * scaling: ``t_c / step``; cost: ``N * steps * step``.
 
 Left out: the loader, checkpoints, stragglers, the optimizer.
@@ -149,7 +149,7 @@ def estimate(
     """
     images = schedule.batch / gpus
     compute = images * schedule.flops / (1e12 * rates.tflops)
-    a_parameter = 2 * 2 + 4 if sharded else 2 * 4
+    a_parameter = 4 * (3 if sharded else 2)  # float32
     sent = (gpus - 1) / gpus * a_parameter * schedule.parameters
     sending = sent / rates.bandwidth(gpus)
     hidden = compute if sharded else _BACKWARD * compute
