@@ -237,6 +237,10 @@ def detection(
             milestones=[iterations * 5 // 6],
             gamma=0.1,
             by_epoch=False,
+            begin=0,
+            # Else MMEngine takes the length of the run, which is half of it
+            # before it is resumed, and keeps that.
+            end=iterations,
         ),
     ]
     _iterations(cfg, iterations, lr=2e-3)

@@ -66,6 +66,9 @@ def test_only_sizes_and_schedules_are_other_ones(recipes, tmp_path, method):
             source['ann_file'] = str(tmp_path / 'a.json')
         result = small.model.head if kept == 'head' else small.val_evaluator
         assert dict(result) == source
+        # A run that is stopped and resumed has the same schedule.
+        ends = [s['end'] for s in small.param_scheduler]
+        assert ends[-1] == (20 if task == 'pretraining' else 100)
     assert small.model.backbone.window_size * 16 == recipes.SIDE
 
 
