@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
 from mmengine.hooks import ParamSchedulerHook
@@ -429,8 +430,8 @@ class UpdateParamSchedulerHook(ParamSchedulerHook):
 
     A group of steps whose gradients are accumulated is one step with a larger
     batch: all of it has the rates of its first step. Afterwards schedules that
-    count iterations move on by as many as the group had, so that they end
-    where the run does.
+    count iterations catch up with the run, so that they end where it does,
+    resumed in the middle of a group or not.
     """
 
     def after_train_iter(
@@ -445,7 +446,15 @@ class UpdateParamSchedulerHook(ParamSchedulerHook):
         if not isinstance(wrapper, AutocastOptimWrapper):
             super().after_train_iter(runner, batch_idx, data_batch, outputs)
         elif wrapper.should_update():
-            for _ in range(wrapper.steps_in_update):
-                super().after_train_iter(
-                    runner, batch_idx, data_batch, outputs
-                )
+            groups = runner.param_schedulers
+            if isinstance(groups, dict):
+                groups = groups.values()
+            elif groups is not None:
+                groups = [groups]
+            for scheduler in chain.from_iterable(groups or ()):
+                # Not `last_step`, which counts from the schedule's beginning.
+                while (
+                    not scheduler.by_epoch
+                    and scheduler._global_step < runner.iter + 1
+                ):
+                    scheduler.step()

@@ -9,7 +9,7 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import MessageHub
 from mmengine.model import BaseModel
-from mmengine.optim import build_optim_wrapper
+from mmengine.optim import ExponentialLR, LinearLR, build_optim_wrapper
 from mmengine.registry import DefaultScope
 from torch import nn
 
@@ -17,6 +17,7 @@ from ropim_mm.engine import (
     AutocastOptimWrapper,
     LayerDecayOptimWrapperConstructor,
     PortableRunner,
+    UpdateParamSchedulerHook,
     optimizer,
 )
 from ropim_mm.errors import InputError
@@ -530,3 +531,64 @@ def test_schedules_move_with_updates(tmp_path, accumulate, by_epoch):
         (3, True): [0.8] * 4 + [0.4] * 4,
     }[accumulate, by_epoch]
     assert model.rates == pytest.approx(expected)
+
+
+class FakeRunner:
+    """What the hook of schedules asks a runner for."""
+
+    def __init__(self, wrapper, schedulers):
+        self.optim_wrapper = wrapper
+        self.param_schedulers = schedulers
+        self.iter = 0
+
+
+@pytest.mark.parametrize('stop', [4, 6, 11])
+def test_schedules_of_accumulated_steps_after_a_resume(stop):
+    """In the middle of a group or not, they catch up with the run."""
+    total = 12
+
+    def start():
+        wrapper = sgd(nn.Linear(1, 1), accumulative_counts=4, dtype='float32')
+        schedules = [
+            LinearLR(wrapper, 1.0, end_factor=0.1, end=8, by_epoch=False),
+            LinearLR(
+                wrapper,
+                1.0,
+                end_factor=0.5,
+                begin=5,
+                end=total,
+                by_epoch=False,
+            ),
+            ExponentialLR(wrapper, 0.5, by_epoch=True),
+        ]
+        return wrapper, schedules
+
+    def run(wrapper, schedules, first, last):
+        model = nn.Linear(1, 1)
+        runner, hook = (
+            FakeRunner(wrapper, schedules),
+            UpdateParamSchedulerHook(),
+        )
+        wrapper.initialize_count_status(model, first, total)
+        seen = []
+        for runner.iter in range(first, last):
+            with wrapper.optim_context(model):
+                loss = model(torch.ones(1, 1)).sum()
+            wrapper.update_params(loss)
+            hook.after_train_iter(runner, runner.iter)
+            seen.append([schedule.last_step for schedule in schedules])
+        return seen
+
+    whole = run(*start(), 0, total)
+    assert [row[0] for row in whole] == [0] * 3 + [4] * 4 + [7] * 5
+    assert {row[2] for row in whole} == {0}  # that one counts epochs
+    wrapper, schedules = start()
+    run(wrapper, schedules, 0, stop)
+    states = [schedule.state_dict() for schedule in schedules]
+    resumed, again = start()
+    resumed.load_state_dict(wrapper.state_dict())
+    for schedule, state in zip(again, states, strict=True):
+        schedule.load_state_dict(state)
+    rest = run(resumed, again, stop, total)
+    groups_end = 8 - stop if stop < 8 else total - stop
+    assert rest[groups_end - 1 :] == whole[stop + groups_end - 1 :]
