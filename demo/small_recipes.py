@@ -10,8 +10,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 from mmengine.config import Config
 from PIL import Image
+
+from ropim_mm.datasets.transforms.loading import decode_image
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ('ropim', 'lomar', 'rmae', 'conmim')
@@ -58,14 +61,18 @@ def photos_of(folder: Path) -> list[Path]:
     )
 
 
-def shrink_photos(photos: list[Path], out: Path) -> None:
-    """Copies with a short side a quarter longer than those of training."""
-    for number, path in enumerate(photos):
-        with Image.open(path) as photo:
-            scale = min(1.0, 1.25 * SIDE / min(photo.size))
-            size = [round(scale * side) for side in photo.size]
-            small = photo.convert('RGB').resize(size, Image.BICUBIC)
-        small.save(out / f'{number:05}_{path.stem}.png')
+def shrink_photo(path: Path, out: Path, number: int) -> None:
+    """A copy with a short side a quarter longer than those of training.
+
+    Raises:
+        Exception: It cannot be read.
+    """
+    pixels = decode_image(path.read_bytes())[..., ::-1]
+    photo = Image.fromarray(np.ascontiguousarray(pixels))
+    scale = min(1.0, 1.25 * SIDE / min(photo.size))
+    size = [max(1, round(scale * side)) for side in photo.size]
+    small = photo.resize(size, Image.BICUBIC)
+    small.save(out / f'{number:05}_{path.stem}.png')
 
 
 def pretraining(method: str, photos: Path, maps: Path, epochs: int) -> Config:

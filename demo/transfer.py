@@ -9,14 +9,13 @@ work together and how fast they learn, not how well they generalise.
 The recipes are those of configs/, made small (demo/small_recipes.py); the
 repository's own tools run them, in processes of their own. Trainings from a
 pretrained encoder are stopped in the middle and resumed. Each log begins with
-the command.
+the command. With everything it takes about half an hour on two cores.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,8 +25,15 @@ import small_recipes
 from folder import ROOT, DemoError, clear, commit, cores, environment, own
 from jobs import Job, JobError, Pool, Screen
 from mmengine.config import Config
-from small_recipes import METHODS, photos_of
+from small_recipes import ADE, METHODS, photos_of
 
+from ropim_mm.stack import (
+    StackError,
+    require_detection,
+    require_segmentation,
+)
+
+ANNOTATIONS = 'annotations/instances_val2017.json'
 TASKS = ('segmentation', 'detection')
 ARMS = ('pretrained', 'random')
 METRICS = dict(
@@ -59,7 +65,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         '--coco',
         type=Path,
         metavar='DIR',
-        help='COCO: val2017 and annotations/instances_val2017.json',
+        help='COCO: val2017 and annotations/instances_val2017.json; needs '
+        "MMCV's compiled operators (make detection)",
     )
     parser.add_argument(
         '--methods', nargs='+', choices=METHODS, default=METHODS
@@ -124,14 +131,15 @@ def require(*paths: Path) -> None:
             )
 
 
-def prepare(args: argparse.Namespace) -> dict[str, Callable[[str], Config]]:
-    """Write the photos and the annotations that are used.
+def check(args: argparse.Namespace) -> list[Path]:
+    """See whether everything is there, before anything is replaced.
 
     Returns:
-        For each task, what gives the config of a method.
+        The photos to pretrain on.
 
     Raises:
         DemoError: A folder is missing or holds too few photos.
+        StackError: Detection is asked for, and what it needs is missing.
     """
     require(args.photos)
     photos = photos_of(args.photos)[: args.pretrain_photos]
@@ -139,10 +147,36 @@ def prepare(args: argparse.Namespace) -> dict[str, Callable[[str], Config]]:
         raise DemoError(
             f'{args.photos} holds {len(photos)} photos; expected 20 or more'
         )
+    if args.ade is not None:
+        require(*(args.ade / f'{kind}/validation' for kind in ADE))
+        require_segmentation()
+    if args.coco is not None:
+        require(args.coco / 'val2017', args.coco / ANNOTATIONS)
+        require_detection()
+    return photos
+
+
+def prepare(
+    args: argparse.Namespace, photos: list[Path]
+) -> dict[str, Callable[[str], Config]]:
+    """Write the photos and the annotations that are used.
+
+    Returns:
+        For each task, what gives the config of a method.
+
+    Raises:
+        DemoError: A photo cannot be read.
+    """
     args.pretrain_photos = len(photos)
     work_dir = args.work_dir
     (work_dir / 'photos').mkdir()
-    small_recipes.shrink_photos(photos, work_dir / 'photos')
+    for number, path in enumerate(photos):
+        try:
+            small_recipes.shrink_photo(path, work_dir / 'photos', number)
+        except Exception as error:
+            raise DemoError(
+                f'cannot read {path}: {error}. Repair or remove it'
+            ) from error
     made = dict(
         pretraining=lambda method: small_recipes.pretraining(
             method, work_dir / 'photos', work_dir / 'maps', args.epochs
@@ -150,18 +184,15 @@ def prepare(args: argparse.Namespace) -> dict[str, Callable[[str], Config]]:
     )
     if args.ade is not None:
         ade = args.ade.resolve()
-        parts = [ade / f'{kind}/validation' for kind in small_recipes.ADE]
-        require(*parts)
-        count = min(args.annotated, len(photos_of(parts[0])))
+        found = photos_of(ade / f'{ADE[0]}/validation')
+        count = min(args.annotated, len(found))
         made['segmentation'] = lambda method: small_recipes.segmentation(
             method, ade, count, args.iterations
         )
     if args.coco is not None:
         coco = args.coco.resolve()
-        source = coco / 'annotations/instances_val2017.json'
-        require(coco / 'val2017', source)
         target = work_dir / 'instances.json'
-        small_recipes.first_photos(source, args.annotated, target)
+        small_recipes.first_photos(coco / ANNOTATIONS, args.annotated, target)
         made['detection'] = lambda method: small_recipes.detection(
             method, coco / 'val2017', target, args.iterations
         )
@@ -214,7 +245,7 @@ def plan(args: argparse.Namespace, tasks: list[str]) -> list[Job]:
                         [
                             *(*test, config, final),
                             *('--work-dir', f'{run}/test'),
-                            *('--show-dir', 'pictures'),
+                            *('--show-dir', f'pictures/{method}-{task}'),
                         ],
                     ]
                 jobs.append(
@@ -265,17 +296,18 @@ def run(args: argparse.Namespace) -> None:
     """All steps.
 
     Raises:
-        DemoError, JobError: With a message for the user.
+        DemoError, JobError, StackError: With a message for the user.
     """
     screen = Screen()
     work_dir = args.work_dir = args.work_dir.resolve()
     args.photos = args.photos.resolve()
+    photos = check(args)
     clear(work_dir)
     own(work_dir, 'photos', 'maps', 'logs', 'configs', 'instances.json')
     own(work_dir, 'results.md', 'results.json', 'pictures')
     for name in ('logs', 'configs'):
         (work_dir / name).mkdir()
-    makers = prepare(args)
+    makers = prepare(args, photos)
     for task, make in makers.items():
         for method in args.methods:
             name = f'{method}-{task}'
@@ -321,11 +353,6 @@ def run(args: argparse.Namespace) -> None:
             for method in args.methods
         }
         texts.append(f'{task}:\n\n{table(details[task], task)}\n')
-        for method in args.methods:
-            test = work_dir / f'{method}-{task}-pretrained/test'
-            pictures = sorted(test.glob('*/pictures'))[-1]
-            target = work_dir / f'pictures/{method}-{task}'
-            shutil.copytree(pictures, target)
     text = '\n'.join(texts)
     (work_dir / 'results.md').write_text(text)
     (work_dir / 'results.json').write_text(json.dumps(details, indent=2))
@@ -341,7 +368,7 @@ def main() -> None:
         run(args)
     except KeyboardInterrupt:
         raise SystemExit('stopped') from None
-    except (DemoError, JobError) as error:
+    except (DemoError, JobError, StackError) as error:
         raise SystemExit(f'error: {error}') from None
 
 

@@ -128,10 +128,23 @@ def test_folders_that_lack_something(transfer, photos, tmp_path):
         )
     ):
         args = transfer.parse_args([str(folder), '--ade', str(ade)])
-        args.work_dir = tmp_path / f'work{number}'
-        args.work_dir.mkdir()
+        args.work_dir = work_dir = tmp_path / f'work{number}'
+        transfer.clear(work_dir)
+        transfer.own(work_dir, 'results.md')
+        (work_dir / 'results.md').write_text('old')
         with pytest.raises(transfer.DemoError, match=message):
-            transfer.prepare(args)
+            transfer.run(args)
+        assert (work_dir / 'results.md').read_text() == 'old'
+
+
+def test_an_unreadable_photo_is_named(transfer, photos, tmp_path):
+    work_dir = tmp_path / 'work'
+    work_dir.mkdir()
+    (tmp_path / 'bad.jpg').write_bytes(b'broken')
+    args = transfer.parse_args([str(photos), '--ade', str(tmp_path)])
+    args.work_dir = work_dir
+    with pytest.raises(transfer.DemoError, match=r'cannot read .*bad\.jpg: '):
+        transfer.prepare(args, [tmp_path / 'bad.jpg'])
 
 
 def test_part_of_a_coco_file(recipes, tmp_path):
