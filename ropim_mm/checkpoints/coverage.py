@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from .encoders import PATCH_WEIGHT, family_of
 from .reading import CheckpointError
+from .shards import KEY as SHARDS
 
 # Where checkpoints of different origins keep their weights.
 WEIGHT_ENTRIES = ('state_dict', 'model', 'module')
@@ -151,8 +152,15 @@ def find_state_dict(content: Mapping, source: str) -> dict[str, Tensor]:
 
     Raises:
         CheckpointError: There are no tensors, or two have the same name
-            once ``module.`` is removed.
+            once ``module.`` is removed; or these are a part of a sharded
+            checkpoint.
     """
+    if isinstance(content.get(SHARDS), Mapping):
+        raise CheckpointError(
+            f'{source} is one part of a checkpoint that several processes '
+            'wrote. Put them together first: '
+            'tools/model_converters/merge_shards.py'
+        )
     entries = content
     for _ in range(2):  # for instance {'model': {'module': {...}}}
         for entry in WEIGHT_ENTRIES:

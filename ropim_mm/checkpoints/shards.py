@@ -119,7 +119,9 @@ def merge_shards(
             'rank0.pth, rank1.pth and so on; a plain checkpoint needs no '
             'merging.'
         )
-    count = len([n for n in os.listdir(src) if n.startswith('rank')])
+    count = 1
+    while os.path.isfile(shard_file(src, count)):
+        count += 1
     checkpoint = read_shards(src)
     if not optimizer:
         checkpoint.pop('optimizer', None)

@@ -1,8 +1,9 @@
 """Images of whole datasets, made smaller once.
 
 One JPEG an image, under its name and in its place in the tree: folders of
-classes, lists of files and the names of label maps stay what they are. The
-name stays even where it ends in ``.png``: readers here, and Pillow, OpenCV
+classes and lists of files stay what they are. Label maps do not fit any more,
+since they have the size of the image: make them from the small ones. The name
+stays even where it ends in ``.png``: readers here, and Pillow, OpenCV
 and torchvision, go by the content. ``shrink_images.json`` at the root holds
 the settings. How a run goes on, and what happens when it is stopped, see
 :mod:`~ropim_mm.datasets.conversion`.

@@ -117,8 +117,14 @@ def schedule_of(
         images: Of the dataset, where the length is in epochs.
 
     Raises:
-        LaunchError: The config states no batch or no length.
+        LaunchError: The config states no batch or no length, or is none of
+            pretraining or classification.
     """
+    if cfg.get('default_scope', 'mmpretrain') != 'mmpretrain':
+        raise LaunchError(
+            f'{config} is a config of {cfg.default_scope}; expected one of '
+            'pretraining or classification, whose images are all of one size'
+        )
     batch = (cfg.get('auto_scale_lr') or {}).get('base_batch_size')
     train = cfg.get('train_cfg') or {}
     if not batch or not (train.get('max_epochs') or train.get('max_iters')):

@@ -6,10 +6,12 @@ import re
 import pytest
 import torch
 
+from ropim_mm.checkpoints.coverage import find_state_dict
 from ropim_mm.checkpoints.reading import (
     CheckpointError,
     MissingCheckpointError,
     UntrustedCheckpointError,
+    read_checkpoint,
 )
 from ropim_mm.checkpoints.shards import is_sharded, merge_shards, read_shards
 
@@ -159,3 +161,13 @@ def test_no_code_is_run(folder, tmp_path):
     with pytest.raises(UntrustedCheckpointError, match='mkdir'):
         read_shards(folder)
     assert not (tmp_path / 'made').exists()
+
+
+def test_a_part_is_no_checkpoint(folder):
+    """Nor is the folder, where a file is asked for: both say what to do."""
+    for rank in (0, 1):
+        path = folder / f'rank{rank}.pth'
+        with pytest.raises(CheckpointError, match='one part of.*merge_shards'):
+            find_state_dict(read_checkpoint(path), str(path))
+    with pytest.raises(CheckpointError, match='a folder.*merge_shards'):
+        read_checkpoint(folder)

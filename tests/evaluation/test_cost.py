@@ -77,3 +77,6 @@ def test_schedule_of_a_config(tmp_path):
     cfg.auto_scale_lr = None
     with pytest.raises(LaunchError, match='no auto_scale_lr.base_batch_size'):
         schedule_of(cfg, path, {})
+    cfg.default_scope = 'mmdet'
+    with pytest.raises(LaunchError, match='config of mmdet; expected one of'):
+        schedule_of(cfg, path, {})

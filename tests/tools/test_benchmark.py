@@ -207,6 +207,7 @@ def test_cost_of_a_schedule(call, configs):
         *('--gpus', 2, 16, '--images', 800, '--fsdp', '--tflops', 1.5),
     )
     assert 'FSDP, assumed: 1.5 TFLOP/s a GPU in training, 150 GB/s' in output
+    assert 'between them, 800 images\n' in output
     assert '200 steps of 8 images' in output  # 2 epochs
     rows = [line for line in output.splitlines() if line.startswith('| ')]
     assert [row.split()[1] for row in rows[2:]] == ['2', '16']

@@ -38,6 +38,12 @@ def small(call, photos, tmp_path_factory):
     return out
 
 
+def test_a_comparison_takes_no_settings(call, photos, small):
+    options = ('--compare', 5, '--quality', 50)
+    text = call(TOOL, photos, small, *options, status=2)
+    assert '--compare makes nothing: no --quality with it' in text
+
+
 def test_crops_are_compared(call, photos, small):
     text = call(TOOL, photos, small, '--compare', 5)
     found = re.search(r'5 images, .*: mean difference ([0-9.]+) of 255', text)

@@ -93,6 +93,11 @@ def main() -> None:
         f'{args.tflops:g} TFLOP/s a GPU in training, {args.node_gbs:g} GB/s '
         f'within machines of {args.gpus_per_node}, {args.network_gbs:g} GB/s '
         'between them'
+        + (
+            ''
+            if cfg.train_cfg.get('max_iters')
+            else f', {args.images:,} images'
+        )
     )
     print(table(schedule, costs))
 

@@ -1,10 +1,11 @@
 """Make the images of a dataset smaller once, so that training loads faster.
 
 IMAGES is a folder, searched at any depth, or a zip archive. OUT gets one JPEG
-an image, under the same name in the same folders: classes, lists of files and
-label maps found by name go on to fit. The name stays even where it ends in
-.png; Pillow, OpenCV and torchvision go by the content. Other files, such as
-lists, are not copied.
+an image, under the same name in the same folders: classes and lists of files
+go on to fit. Label maps and annotations do not, which have the size of the
+image: make R-MAE's from OUT. The name stays even where it ends in .png;
+Pillow, OpenCV and torchvision go by the content. Other files, such as lists,
+are not copied.
 
 The short side becomes N pixels by the Lanczos filter; nothing is enlarged. A
 JPEG that is small enough and upright is copied as it is. Of all others EXIF
@@ -82,7 +83,14 @@ def parse_args() -> argparse.Namespace:
         help='make nothing; say how crops of 0.2 to 1 of the area at 224 px '
         'from K of the smaller images differ from those of the originals',
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.compare:
+        # What OUT holds is compared, whatever it was made with.
+        for name in ('short_side', 'quality', 'subsampling'):
+            if getattr(args, name) is not None:
+                option = name.replace('_', '-')
+                parser.error(f'--compare makes nothing: no --{option} with it')
+    return args
 
 
 def chosen_settings(args: argparse.Namespace) -> ShrinkSettings | None:
