@@ -1,6 +1,8 @@
 """Settings and fixtures for all tests."""
 
+import logging
 import os
+import signal
 
 # Tiny tensors on busy cores: more threads make every step slower. Set before
 # torch is imported, and inherited by the processes that tests start.
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 
 torch.set_num_threads(1)
@@ -38,6 +41,25 @@ def no_default_scope():
     """Runners leave their default scope behind, for all that follows."""
     yield
     DefaultScope._instance_dict.clear()
+
+
+@pytest.fixture(autouse=True)
+def no_log_files():
+    """Loggers of runs, too, which keep part of what is said for their file."""
+    yield
+    for logger in MMLogger._instance_dict.values():
+        for handler in list(logger.handlers):
+            if isinstance(handler, logging.FileHandler):
+                logger.removeHandler(handler)
+                handler.close()
+
+
+@pytest.fixture(autouse=True, scope='session')
+def interruptible():
+    """As from a terminal: what runs in the background ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

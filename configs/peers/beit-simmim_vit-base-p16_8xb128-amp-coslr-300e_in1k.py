@@ -33,13 +33,13 @@ model = dict(
 )
 
 train_pipeline = [
-    dict(type='ropim_mm.LoadImage', on_error='raise'),
+    dict(type='ropim_mm.LoadImage', on_error='raise', defer=True),
     dict(
         type='ropim_mm.RandomResizedCrop',
         scale=224,
         crop_ratio_range=(0.67, 1.0),
         aspect_ratio_range=(3 / 4, 4 / 3),
-        backend='pillow',
+        backend='torch',
         interpolation='bilinear',
     ),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),

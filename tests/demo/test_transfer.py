@@ -196,7 +196,7 @@ def test_short_run_of_segmentation(photos, tmp_path):
     log = (work / 'logs/rmae-segmentation-pretrained.log').read_text()
     assert 'rmae-pretraining/epoch_4.pth: matched' in log
     assert 'resumed epoch: 0, iter: 10' in log
-    pictures = list((work / 'pictures/rmae-segmentation').rglob('*.*'))
+    pictures = list((work / 'pictures/rmae-segmentation').rglob('*.png'))
     assert len(pictures) == 3
 
 
